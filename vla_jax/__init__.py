@@ -1,0 +1,1 @@
+"""Train generalist robot policies in JAX and put them on robots."""

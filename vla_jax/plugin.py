@@ -1,0 +1,97 @@
+"""Plug-ins by file name: ``dict(type="flow", …)`` builds ``vla_jax/heads/flow.py:make(context, …)``.
+
+``ls heads/`` is the registry. A dotted type (``my_lab.heads.mamba``) is imported from outside the
+repository. The signature of ``make`` is the schema of the config; unknown names are refused with the
+nearest known one. Files in a plug-in folder that start with ``_`` are no plug-ins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+FOLDERS = ("tokenizers", "heads", "objectives", "data.sources", "envs", "embodiments")
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: the command line prints it without a traceback and exits with 2."""
+
+
+def unknown(where: str, got: str, known: Iterable[str]) -> str:
+    """The message for an unknown name: where, got, the nearest known one, and all known ones."""
+    known = [str(name) for name in known]
+    near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.5)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return f"{where}: unknown {got!r}{hint} Known: {', '.join(sorted(known)) or '(none)'}."
+
+
+def names(folder: str) -> tuple[str, ...]:
+    """The plug-ins of a folder (``"heads"``), sorted: its files that do not start with ``_``."""
+    root = pathlib.Path(__file__).parent.joinpath(*folder.split("."))
+    return tuple(sorted(path.stem for path in root.glob("*.py") if not path.stem.startswith("_")))
+
+
+def module(folder: str, type_: str) -> ModuleType:
+    """The module of a plug-in; `type_` is a file name, or a dotted path outside the repository.
+
+    Raises UserError for an unknown type, naming the nearest file.
+    """
+    if "." in type_:
+        try:
+            return importlib.import_module(type_)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{folder}: cannot import the plug-in {type_!r}: {error}. A dotted type is a module path; "
+                f"put its folder on PYTHONPATH. Built in: {', '.join(names(folder))}."
+            ) from error
+    if type_ not in names(folder):
+        raise UserError(unknown(folder, type_, names(folder)))
+    return importlib.import_module(f"vla_jax.{folder}.{type_}")
+
+
+def build(folder: str, spec: Mapping[str, Any], context: Any) -> Any:
+    """What ``make(context, **arguments)`` of the plug-in that `spec` names returns.
+
+    Raises UserError when the type or an argument is unknown, or an argument is missing.
+    """
+    where = f"{folder}.{getattr(context, 'name', '?')}"
+    arguments = dict(spec)
+    if "type" not in arguments:
+        raise UserError(f"{where}: a plug-in needs its type, got {dict(spec)}. Known: {names(folder)}.")
+    make = module(folder, arguments.pop("type")).make
+    check_arguments(f"{where} (type {spec['type']!r})", make, arguments)
+    return make(context, **arguments)
+
+
+def check_arguments(where: str, make: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises UserError unless `arguments` fit the signature of `make` after its first parameter."""
+    parameters = list(inspect.signature(make).parameters.values())[1:]
+    known = {p.name for p in parameters}
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    for name in arguments:
+        if name not in known and not open_ended:
+            raise UserError(unknown(where, name, known))
+    required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    missing = [p.name for p in required if p.name not in arguments]
+    if missing:
+        raise UserError(f"{where}: missing {missing}; give them in the config.")
+
+
+def load_attribute(path: str | pathlib.Path, name: str) -> Any:
+    """Attribute `name` of a Python file outside the repository (an embodiment, standardizer rows)."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a Python file that defines {name}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    if not hasattr(loaded, name):
+        public = [n for n in vars(loaded) if not n.startswith("_")]
+        raise UserError(unknown(str(path), name, public))
+    return getattr(loaded, name)

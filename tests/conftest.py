@@ -1,0 +1,38 @@
+"""What every test stands on: CPU only, 8 fake devices, software rendering, strict ranks."""
+
+import os
+import pathlib
+import shutil
+import sys
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+
+# Settings travel by environment, so that processes started by tests share them. They must stand
+# before the first `import jax`; the values of whoever calls pytest win.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("MUJOCO_GL", "osmesa")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+# Compiled programs are kept between runs: the same results bit for bit, a quarter of the time.
+CACHE = PROJECT / ".cache" / "jax-tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import pytest  # noqa: E402
+
+
+def pytest_configure(config):
+    if "jax" in sys.modules:
+        raise pytest.UsageError("jax was imported before tests/conftest.py set its environment")
+    if not hasattr(config, "workerinput"):  # once, before xdist's workers start
+        if sum(entry.stat().st_size for entry in CACHE.glob("*")) > 2**30:
+            shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> pathlib.Path:
+    """The folder of recorded data, from VLA_JAX_FIXTURES or ../shared/fixtures; skips if absent."""
+    path = pathlib.Path(os.environ.get("VLA_JAX_FIXTURES", PROJECT.parent / "shared" / "fixtures"))
+    if not path.is_dir():
+        pytest.skip(f"no fixtures at {path}; point VLA_JAX_FIXTURES at them")
+    return path

@@ -100,7 +100,7 @@ def check_rows(where: str, rules: Table, tree: Tree) -> None:
 
 
 def split(tree: Mapping, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
-    """(leaves whose path satisfies the predicate, the others) as nested dicts without empty branches."""
+    """(leaves whose path satisfies the predicate, the others), nested, without empty branches."""
     chosen, others = {}, {}
 
     def walk(node, prefix):

@@ -1,0 +1,84 @@
+"""The one function that makes a mesh, the context that uses it, and hints for activations.
+
+Axes: ``data`` (replicas), ``fsdp`` (replicas that shard the state), ``tensor`` (widths split),
+``sequence`` (tokens split). A batch is split over data and fsdp. No module holds a mesh: `use`
+makes it current in this thread, `constrain` reads the current one and does nothing without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from vla_jax import plugin
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+BATCH = ("data", "fsdp")
+
+
+def make(
+    axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh over all devices (or `devices`) with every axis of AXES, absent ones of size 1.
+
+    One axis may be -1: the devices that the others leave. Raises UserError for an unknown axis and
+    for sizes that do not multiply to the number of devices.
+    """
+    axes = dict({"data": -1} if axes is None else axes)
+    count = len(jax.devices() if devices is None else devices)
+    for name in axes:
+        if name not in AXES:
+            raise plugin.UserError(plugin.unknown("mesh", name, AXES))
+    sizes = [int(axes.get(name, 1)) for name in AXES]
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise plugin.UserError(f"mesh {axes}: sizes are positive, at most one is -1 (the rest)")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and count % fixed == 0:
+        sizes[sizes.index(-1)] = count // fixed
+    if math.prod(sizes) != count:
+        raise plugin.UserError(
+            f"mesh {axes}: needs a multiple of {fixed} devices, got {count}"
+            if -1 in sizes
+            else f"mesh {axes}: {fixed} places for {count} devices; set one axis to -1 (the rest)"
+        )
+    # Positional: the first parameter has another name from jax 0.11 on. Auto, explicitly: the
+    # default is Explicit, under which ordinary Linen layers raise.
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh | None) -> Iterator[Mesh | None]:
+    """Makes the mesh current in this thread (None: nothing); each thread enters it for itself."""
+    if mesh is None:
+        yield None
+        return
+    with jax.set_mesh(mesh):  # takes effect when made, hence made here and never kept
+        yield mesh
+
+
+def constrain(x: jax.Array, *axes: str | Sequence[str] | None) -> jax.Array:
+    """`x` with the hint that its leading axes lie as named; further axes are whole.
+
+    "batch" stands for (data, fsdp), other names are mesh axes, None is whole. Without a current
+    mesh, or on one device, `x` itself. An axis that does not divide (a batch of one) is left whole:
+    values never depend on a hint. Not for shard_map. Raises ValueError for more names than axes.
+    """
+    if len(axes) > x.ndim:
+        raise ValueError(f"constrain: {len(axes)} names {axes} for shape {x.shape}")
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for size, axis in zip(x.shape, axes):
+        names = (
+            BATCH if axis == "batch" else (axis,) if isinstance(axis, str) else tuple(axis or ())
+        )
+        ways = math.prod(mesh.shape[name] for name in names)
+        spec.append(names if ways > 1 and size % ways == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

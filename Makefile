@@ -27,7 +27,7 @@ system:
 	@tools/setup_system.sh $(PYTHON)
 
 # constraints-*.txt list every package, so nothing is resolved here; `pip check` judges the result.
-$(STAMP): $(CONSTRAINTS) setup.py pyproject.toml | system
+$(STAMP): $(CONSTRAINTS) setup.py | system
 	@test -f $@ || $(VENV)/bin/python -c 'import sys; sys.exit("py%d%d" % sys.version_info[:2] != "$(PYVER)")' 2>/dev/null \
 	  && $(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps -r $(CONSTRAINTS)

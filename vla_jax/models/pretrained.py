@@ -1,0 +1,92 @@
+"""Partial loading: parameters of an earlier stage into a new network, with a report of every path.
+
+A change of stage (pretraining → co-fine-tuning → a new embodiment) keeps what both networks have and
+starts the rest fresh. Nothing is fresh by accident: a parameter that the checkpoint lacks, or has in
+another shape, must match the `fresh` table, otherwise the load is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vla_jax import plugin, trees
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Which parameter paths were loaded, which start fresh, which of the checkpoint went unused."""
+
+    mapped: tuple[str, ...]
+    missing: tuple[str, ...]  # in the new network, not loaded: fresh
+    unused: tuple[str, ...]  # in the checkpoint, not in the new network
+
+    def __str__(self) -> str:
+        lines = [
+            f"loaded {len(self.mapped)} parameters, {len(self.missing)} fresh, "
+            f"{len(self.unused)} of the checkpoint unused"
+        ]
+        lines += [f"  fresh   {path}" for path in self.missing]
+        lines += [f"  unused  {path}" for path in self.unused]
+        return "\n".join(lines)
+
+
+def load(
+    target: Any,
+    source: Any,
+    *,
+    fresh: Sequence[str] = (),
+    rename: Sequence[tuple[str, str]] = (),
+) -> tuple[Any, Report]:
+    """(`target` with the leaves that `source` also has taken from there, Report).
+
+    `fresh` are regexes over paths that keep their initial value where the checkpoint has none or
+    another shape; `rename` are (regex, replacement) pairs that turn a path of `target` into one of
+    `source`, first match wins. Raises UserError listing every path that is missing or of another
+    shape without being declared fresh. Leaves of `target` may be abstract (ShapeDtypeStruct) only
+    where they are loaded.
+    """
+    have = dict(trees.items(source))
+    mapped, missing, wrong, used = [], [], [], set()
+
+    def choose(path: str, leaf: Any) -> Any:
+        name = _renamed(path, rename)
+        is_fresh = any(re.fullmatch(pattern, path) for pattern in fresh)
+        if name in have and tuple(np.shape(have[name])) == tuple(leaf.shape):
+            if not is_fresh:
+                mapped.append(path)
+                used.add(name)
+                return np.asarray(have[name], leaf.dtype)
+        elif not is_fresh:
+            got = f"shape {tuple(np.shape(have[name]))}" if name in have else "nothing"
+            wrong.append(f"  {path}: checkpoint has {got}, this network needs {tuple(leaf.shape)}")
+        missing.append(path)
+        return leaf
+
+    loaded = trees.map_with_path(choose, target)
+    if wrong:
+        raise plugin.UserError(
+            "the checkpoint is of another architecture; declare what may start fresh "
+            "(init_from.fresh = (regex, …)) or fix the config:\n" + "\n".join(wrong)
+        )
+    unused = tuple(path for path in have if path not in used)
+    return loaded, Report(mapped=tuple(mapped), missing=tuple(missing), unused=unused)
+
+
+def _renamed(path: str, rename: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rename:
+        if re.search(pattern, path):
+            return re.sub(pattern, replacement, path)
+    return path
+
+
+def fresh_paths(source: Mapping, target: Mapping) -> tuple[str, ...]:
+    """Paths of `target` that `source` lacks or has in another shape: what a new embodiment adds."""
+    have = {path: tuple(np.shape(leaf)) for path, leaf in trees.items(source)}
+    return tuple(
+        path for path, leaf in trees.items(target) if have.get(path) != tuple(leaf.shape)
+    )

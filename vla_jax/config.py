@@ -2,9 +2,9 @@
 
 A config file is plain Python whose ``get_config(arg)`` fills ``config.new()``. `load` runs it,
 lays ``--config.a.b=c`` over it and parses the result into `TrainConfig`: an unknown key names the
-nearest known one, a wrong type says what was expected. Plug-in specs (``dict(type="flow", …)``) stay plain
-dicts; `plugin.build` checks them against the plug-in's own signature. Defaults live here or in a
-plug-in's signature, once. Sequences become tuples everywhere, so that JSON round trips are exact.
+nearest known one, a wrong type says what was expected. Plug-in specs (``dict(type="flow", …)``)
+stay plain dicts; `plugin.build` checks them against the plug-in's own signature. Defaults live here
+or in a plug-in's signature, once. Sequences become tuples, so that JSON round trips are exact.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class TrainConfig:
 def new() -> ml_collections.ConfigDict:
     """A ConfigDict with the sections of TrainConfig as empty tables, ready to be filled.
 
-    Keys keep the order in which they are written when the config is parsed: token groups stand in it.
+    Parsing keeps the keys in the order in which they were written.
     """
     return _config_dict(_skeleton(TrainConfig))
 
@@ -186,7 +186,7 @@ def _skeleton(cls: type) -> dict:
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             tree[field.name] = _skeleton(hint)
-        elif typing.get_origin(hint) is dict and field.name not in ("groups", "rules"):
+        elif typing.get_origin(hint) is dict:
             tree[field.name] = {}
     return tree
 

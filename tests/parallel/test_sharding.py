@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vla_jax import plugin
+from vla_jax.parallel import mesh as meshes
+from vla_jax.parallel import sharding
+
+PARAMS = {
+    "params": {
+        "trunk": {"kernel": jnp.zeros((3, 8, 16)), "bias": jnp.zeros((3, 16))},
+        "head": {"kernel": jnp.zeros((16, 6))},
+    }
+}
+RULES = [("params/trunk/.*kernel", (None, "fsdp", "tensor")), (".*/bias", None), (".*", "fsdp")]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return meshes.make({"data": 2, "fsdp": 2, "tensor": 2})
+
+
+def test_first_match_and_small_parameters(mesh):
+    specs = sharding.specs(PARAMS, RULES, mesh, small=1)["params"]
+    assert specs["trunk"]["kernel"] == P(None, "fsdp", "tensor")
+    assert specs["trunk"]["bias"] == P()
+    assert specs["head"]["kernel"] == P("fsdp", None)  # the largest dimension that it divides
+    small = sharding.specs(PARAMS, RULES, mesh, small=97)["params"]
+    assert small["head"]["kernel"] == P() and small["trunk"]["kernel"] != P()
+
+
+def test_indivisible_is_an_error_unless_the_row_allows(mesh):
+    with pytest.raises(plugin.UserError, match=r"dimension 3 of shape \(3, 8, 16\).*or_replicate"):
+        sharding.specs(PARAMS, [(".*trunk/kernel", ("fsdp",)), (".*", None)], mesh, small=1)
+    rows = [(".*trunk/kernel", {"axes": ("fsdp", "tensor"), "or_replicate": True}), (".*", None)]
+    specs = sharding.specs(PARAMS, rows, mesh, small=1)["params"]
+    assert specs["trunk"]["kernel"] == P(None, "tensor")
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        ([(".*", ("fdsp",))], "did you mean 'fsdp'"),
+        ([(".*trunk.*", None)], "no row .*params/head/kernel"),
+        ([(".*", (None, None, None, "fsdp"))], "4 axes"),
+        ([(".*", {"axis": ("fsdp",)})], "keys are axes"),
+    ],
+)
+def test_bad_rows(mesh, rules, message):
+    with pytest.raises(plugin.UserError, match=message):
+        sharding.specs(PARAMS, rules, mesh, small=1)
+
+
+def test_moments_follow_their_parameter(mesh):
+    state = {
+        "trained": PARAMS,
+        "opt_state": optax.adam(1e-3).init(PARAMS),
+        "step": jnp.zeros((), jnp.int32),
+    }
+    out = sharding.state_shardings(jax.eval_shape(lambda: state), PARAMS, RULES, mesh, small=1)
+    kernel = out["trained"]["params"]["trunk"]["kernel"]
+    assert kernel.spec == P(None, "fsdp", "tensor")
+    adam = out["opt_state"][0]
+    assert adam.mu["params"]["trunk"]["kernel"] == kernel == adam.nu["params"]["trunk"]["kernel"]
+    assert adam.count.spec == P() and out["step"].spec == P()
+
+
+def test_report_counts_bytes(mesh):
+    shardings = sharding.state_shardings(PARAMS, PARAMS, RULES, mesh, small=1)
+    text = sharding.report(PARAMS, shardings)
+    lines = text.splitlines()
+    assert len(lines) == 4 and "params/trunk/kernel  [3, 8, 16]  -, fsdp, tensor" in text
+    numbers = 3 * 8 * 16 + 3 * 16 + 16 * 6
+    held = (3 * 8 * 16 // 4 + 3 * 16 + 16 * 6 // 2) * 4
+    assert lines[-1] == f"{numbers} numbers, {numbers * 4:,} bytes, {held:,} bytes per device"

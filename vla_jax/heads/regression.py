@@ -1,0 +1,112 @@
+"""Direct regression of a waypoint or of an action chunk, by L1 or L2.
+
+Without `reads` this is the plain head (readout → MLP → chunk, as ACT and Octo's L1 head). With them it
+is the smallest chain of thought:
+
+    pointing ── point ──▶ waypoint head ── waypoint − hand ──▶ action head ──▶ chunk [C, A]
+                          (MLP of x, y, x², y², x·y)           (+ proprio + readout)
+
+A waypoint is the reading of a proprio group (the hand's position) that the episode ends at; it is
+predicted in that group's normalised space.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vla_jax import plugin, types
+from vla_jax.heads import _base, _condition
+from vla_jax.nn import mlp
+
+DEBUG = dict(hidden=(8,))
+LOSSES = {"l1": jnp.abs, "l2": jnp.square}
+
+
+class Regression(_base.Head, kw_only=True):
+    """`target` predicted by an MLP; answer {target: [B, W, *shape]}, errors {target: same shape}."""
+
+    target: str
+    loss: str
+    shape: tuple[int, ...]  # (C, A) of an action chunk, (P,) of a waypoint
+    hidden: tuple[int, ...]
+    activation: str
+    condition: _condition.Condition
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.mlp = mlp.Mlp(
+            hidden=self.hidden,
+            features=math.prod(self.shape),
+            activation=self.activation,
+            dtype=self.dtype,
+        )
+
+    def __call__(self, outputs, heads, batch: types.Batch, carry=None):
+        """({target: prediction}, {target: |difference| or its square}), float32, normalised units."""
+        answer = self._predict(outputs, heads, batch)
+        if self.target == "action":
+            goal = _base.action_target(batch, self.shape)
+        else:
+            goal = _base.target(batch, self.target)
+        if goal is None:
+            return answer, {}
+        return answer, {self.target: LOSSES[self.loss](answer[self.target] - goal)}
+
+    def sample(self, outputs, heads, batch: types.Batch, cache, decode, key):
+        """({target: [B, *shape]} of the newest step, cache); no randomness, `key` is ignored."""
+        return _base.squeeze(self._predict(*_base.newest(outputs, heads, batch))), cache
+
+    def _predict(self, outputs, heads, batch) -> dict[str, jax.Array]:
+        value = self.mlp(self.condition(outputs, heads, batch)).astype(jnp.float32)
+        return {self.target: value.reshape(*value.shape[:2], *self.shape)}
+
+
+def make(
+    context: types.Context,
+    *,
+    reads: tuple[str, ...] = (),
+    detach: tuple[str, ...] = (),
+    readout: str | None = None,
+    target: str = "action",
+    loss: str = "l1",
+    hidden: tuple[int, ...] = (256,),
+    activation: str = "gelu",
+    proprio: tuple[str, ...] = (),
+    relative_to: str | None = None,
+    action_space: str | None = None,
+    horizon: int | None = None,
+    group: str = "hand",
+) -> Regression:
+    """A Regression head.
+
+    `target` is "action" (size from `action_space` and `horizon`, else the batch's padded sizes) or
+    "waypoint" (size of the proprio group `group`). `proprio` are groups given as input; `relative_to`
+    is the group that a read waypoint is taken relative to, in metres. Raises UserError for unknown
+    names.
+    """
+    _base.check_reads(context, reads, detach)
+    if loss not in LOSSES:
+        raise plugin.UserError(plugin.unknown(f"heads.{context.name}.loss", loss, LOSSES))
+    if target == "action":
+        shape = _base.action_shape(context, action_space, horizon)
+    elif target == "waypoint":
+        shape = (len(_condition.constants(context, group)[1][0]),)
+    else:
+        where = f"heads.{context.name}.target"
+        raise plugin.UserError(plugin.unknown(where, target, ("action", "waypoint")))
+    return Regression(
+        reads=tuple(reads),
+        detach=tuple(detach),
+        target=target,
+        loss=loss,
+        shape=shape,
+        hidden=tuple(hidden),
+        activation=activation,
+        condition=_condition.make(
+            context, readout=readout, reads=reads, proprio=proprio, relative_to=relative_to
+        ),
+        dtype=context.dtype,
+    )

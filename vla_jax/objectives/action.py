@@ -1,0 +1,54 @@
+"""The error of an action head over the action dimensions and chunk steps that are real."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from vla_jax import plugin, types
+from vla_jax.objectives import _base
+
+DEBUG = dict()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Action(_base.Objective):
+    """The sum of a head's `action` errors [B, W, C, A], over rows of its action space."""
+
+    shape: tuple[int, int]  # C, A of the head
+    index: int | None  # the head's action space in Batch.action_space; None: every row
+
+    def mask(self, batch: types.Batch) -> dict[str, jax.Array]:
+        """{"action": bool [B, W, C, A]}, the head's slice of the padded target."""
+        horizon, size = self.shape
+        mask = _base.known(batch, "action", self.head)[:, :, :horizon, :size]
+        if self.index is not None:
+            mask = mask & (batch.action_space == self.index)[:, None, None, None]
+        return {"action": mask}
+
+    def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
+        """(sum, {"action": (sum, count)}) in the head's own units (L1 or L2, normalised)."""
+        value = _base.error(errors, self.head, "action")
+        total, count = _base.masked(value, self.mask(batch)["action"])
+        return total, {"action": (total, count)}
+
+
+def make(
+    context: types.Context,
+    *,
+    head: str,
+    action_space: str | None = None,
+    horizon: int | None = None,
+) -> Action:
+    """An Action objective; give the `action_space` and `horizon` that the head has."""
+    index, size = None, context.action_size
+    if action_space is not None:
+        names = [space.name for space in context.action_spaces]
+        if action_space not in names:
+            where = f"objectives.{context.name}.action_space"
+            raise plugin.UserError(plugin.unknown(where, action_space, names))
+        index = names.index(action_space)
+        size = context.action_spaces[index].size
+    horizon = context.action_horizon if horizon is None else horizon
+    return Action(head=head, shape=(horizon, size), index=index)

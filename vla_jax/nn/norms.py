@@ -1,0 +1,64 @@
+"""Norms: statistics in float32 whatever the compute dtype, the result in `dtype`.
+
+A norm may be modulated: `condition(x, vector)` scales and shifts by a projection that starts at zero
+(adaptive norm; DiT, Peebles & Xie 2022; the flow expert of pi0.5).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vla_jax import plugin
+
+EPSILON = 1e-6
+
+
+class LayerNorm(nn.Module):
+    """[..., D] → [..., D] of mean 0 and variance 1 over D, scaled and shifted (Ba et al. 2016)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+        lead = (1,) * (x.ndim - 1)
+        return (x * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """[..., D] → [..., D] of mean square 1 over D, scaled (Zhang & Sennrich 2019)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+        return (x * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(self.dtype)
+
+
+KINDS = {"layer": LayerNorm, "rms": RMSNorm}
+
+
+def make(kind: str, dtype: Any, name: str | None = None) -> nn.Module:
+    """The norm called "layer" or "rms"; UserError for another kind."""
+    if kind not in KINDS:
+        raise plugin.UserError(plugin.unknown("trunk.norm", kind, KINDS))
+    return KINDS[kind](dtype=dtype, name=name)
+
+
+def modulate(x: jax.Array, modulation: jax.Array) -> jax.Array:
+    """x [B, L, D] scaled by 1 + the first half and shifted by the second of [B, (L,) 2D]."""
+    if modulation.ndim == x.ndim - 1:
+        modulation = modulation[:, None]  # one condition for all tokens of a row
+    scale, shift = jnp.split(modulation, 2, axis=-1)
+    return x * (1 + scale) + shift

@@ -1,0 +1,33 @@
+"""What the tokenizers of this folder share: modules that the model owns, checks of what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vla_jax import plugin, types
+
+
+def module(context: types.Context, name: str) -> Any:
+    """The module `name` of `context.shared`; UserError when the config builds none."""
+    if name not in context.shared:
+        raise plugin.UserError(
+            f"tokenizers.{context.name}: needs the shared module {name!r}, but the config's `shared` "
+            f"builds {sorted(context.shared) or 'none'}; add it there"
+        )
+    return context.shared[name]
+
+
+def entry(where: str, values: Mapping[str, Any], name: str) -> Any:
+    """``values[name]``; UserError naming the nearest when a batch does not have it."""
+    if name not in values:
+        raise plugin.UserError(plugin.unknown(where, name, values))
+    return values[name]
+
+
+def check_shape(where: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """UserError unless the trailing axes of `shape` are `expected`."""
+    if tuple(shape[-len(expected) :]) != tuple(expected):
+        raise plugin.UserError(
+            f"{where}: got shape {tuple(shape)}, expected it to end with {tuple(expected)}"
+        )

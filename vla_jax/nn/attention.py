@@ -1,7 +1,7 @@
 """Attention over a layout: one function that reads the layout and its rules, not a dense mask.
 
-The mask is worked out with numpy while tracing and cached per (layout, rules). Inside, this is plain
-XLA over all pairs; structured kernels can take its place without a caller noticing.
+The mask is worked out with numpy while tracing and cached per (layout, rules). Inside, this is
+plain XLA over all pairs; structured kernels can take its place without a caller noticing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def attention(
     valid: jax.Array,  # bool [B, S]: which keys are real
     slots: np.ndarray | jax.Array | None = None,  # [L]: places of the queries; None: all, L = S
 ) -> jax.Array:
-    """[B, L, N, H] in the query's dtype: softmax attention (float32) of each query to what it may see.
+    """[B, L, N, H] in the query's dtype: each query's attention to what it sees, softmax in float32.
 
     S is the layout's length. With K < N, N / K queries share a key head (grouped-query attention,
     Ainslie et al. 2023). A query that may see nothing gets zeros, and finite gradients.

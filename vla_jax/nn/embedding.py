@@ -15,9 +15,9 @@ from vla_jax import plugin
 class TextEmbedding(nn.Module):
     """Table of piece embeddings, shared by every tokenizer and head that reads or writes text.
 
-    `pool` says how `pooled` makes one vector of many: "mean", or "query" (a learned query weighs the
-    pieces; it starts at the mean). `templates` are id sequences ("touch the"): the longest that begins
-    a text is left out of the pool, so that an instruction and a bare name pool alike.
+    `pool` says how `pooled` makes one vector of many: "mean", or "query" (a learned query weighs
+    the pieces; it starts at the mean). `templates` are id sequences ("touch the"): the longest that
+    begins a text is left out of the pool, so that an instruction and a bare name pool alike.
     """
 
     vocabulary_size: int
@@ -48,7 +48,7 @@ class TextEmbedding(nn.Module):
         return (self.table[ids] * self.width**0.5).astype(self.dtype)
 
     def pooled(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """[..., D] in `dtype`: one vector per text, of ids [..., T] and their mask; zeros if all padding.
+        """[..., D] in `dtype`: one vector per text, zeros for one that is all padding.
 
         A text that is nothing but a template is pooled whole.
         """
@@ -72,7 +72,7 @@ class TextEmbedding(nn.Module):
         )
 
     def _in_template(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """bool [..., T]: the pieces of the longest template that begins each text."""
+        """Marks the pieces of the longest template that begins each text, bool [..., T]."""
         length = jnp.zeros(ids.shape[:-1], jnp.int32)
         for template in sorted(self.templates, key=len):
             n = len(template)

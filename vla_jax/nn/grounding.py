@@ -1,7 +1,7 @@
 """The space in which image patches and words are compared.
 
-The same two projections are trained by region-text (which patch is called what) and used by FiLM as a
-product (which patches does the instruction mean): what a word means on the web steers the robot's
+The same two projections are trained by region-text (which patch is called what) and used by FiLM as
+a product (which patches does the instruction mean): what a word means on the web steers the robot's
 image tokens.
 """
 
@@ -37,6 +37,6 @@ class Grounding(nn.Module):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """x [..., D] divided by its length, in float32; zeros stay zeros, with finite gradients."""
+    """Divides x [..., D] by its length, in float32; zeros stay zeros, with finite gradients."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)

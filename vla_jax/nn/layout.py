@@ -6,8 +6,8 @@ timestep in config order:
     language │ t=0: image  proprio  readout_action │ t=1: image  proprio  readout_action │ …
     time -1  │ time 0                              │ time 1
 
-A layout is frozen and hashable, so that it can be a static argument and a cache key. What differs from
-row to row (padding) travels beside it as `valid [B, L]`.
+A layout is frozen and hashable, so that it can be a static argument and a cache key. What differs
+from row to row (padding) travels beside it as `valid [B, L]`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from vla_jax import plugin
 class Group:
     """`tokens` tokens that share visibility rules, once (`steps` 0: timeless) or at every timestep.
 
-    `steps` of a per-step group is the layout's window. `expert` names the weights that process them.
+    `steps` of a per-step group is the layout's window. `expert` names the weights that process
+    them.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Layout:
     def make(cls, groups: Iterable[Group], window: int, packed: bool = False) -> Layout:
         """The layout of groups in config order over W = `window` timesteps.
 
-        Raises UserError for a repeated name, an empty group, or `steps` that is neither 0 nor `window`.
+        Raises UserError for a repeated name, an empty group, or `steps` that is neither 0 nor
+        `window`.
         """
         groups = tuple(groups)
         names = [group.name for group in groups]
@@ -63,8 +65,8 @@ class Layout:
                 raise plugin.UserError(f"layout: group {group.name!r} has {group.tokens} tokens")
             if group.steps not in (0, window):
                 raise plugin.UserError(
-                    f"layout: group {group.name!r} has steps={group.steps}; expected 0 (timeless) or "
-                    f"the window, {window}"
+                    f"layout: group {group.name!r} has steps={group.steps}; expected 0 (timeless) "
+                    f"or the window, {window}"
                 )
         return cls(groups, window, packed)
 
@@ -116,7 +118,7 @@ class Layout:
         return tuple(dict.fromkeys(group.expert for group in self.groups))
 
     def expert_slots(self, expert: str) -> np.ndarray:
-        """[L_e] int32: the tokens of an expert, in layout order; UserError for an unknown expert."""
+        """[L_e] int32: the tokens of an expert in layout order; UserError for an unknown one."""
         if expert not in self.experts:
             raise plugin.UserError(plugin.unknown("layout.experts", expert, self.experts))
         return np.flatnonzero(self.expert == self.experts.index(expert)).astype(np.int32)
@@ -143,7 +145,8 @@ def join(layout: Layout, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array
     """
     if set(arrays) != {group.name for group in layout.groups}:
         raise plugin.UserError(
-            f"layout.join: got groups {sorted(arrays)}, expected {sorted(g.name for g in layout.groups)}"
+            f"layout.join: got groups {sorted(arrays)}, "
+            f"expected {sorted(group.name for group in layout.groups)}"
         )
     joined = {}
     for expert in layout.experts:
@@ -159,7 +162,7 @@ def join(layout: Layout, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array
 
 
 def join_valid(layout: Layout, valid: Mapping[str, jax.Array]) -> jax.Array:
-    """bool [B, L] in layout order, from {group: bool [B, n] or [B, W, n]}; raises as `join` does."""
+    """Joins masks {group: bool [B, n] or [B, W, n]} to bool [B, L]; raises as `join` does."""
     one = Layout(
         tuple(dataclasses.replace(g, expert="trunk") for g in layout.groups), layout.window
     )

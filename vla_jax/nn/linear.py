@@ -2,10 +2,10 @@
 
 Parameters are float32; `dtype` is the compute dtype, an argument from the first layer. When a
 ``lora`` collection holds ``<path of the layer>/{a, b}``, the layer adds ``(x·a)·b`` (LoRA, Hu et
-al. 2021). It is added inside the layer, on the activations: merging a·b into stacked weights before a
-scan would cost the memory that LoRA saves. Without that collection nothing changes, neither the tree
-of parameters nor the program. `a` has the kernel's contracted axes and then the rank r; `b` has r and
-then the kernel's output axes:
+al. 2021). It is added inside the layer, on the activations: merging a·b into stacked weights before
+a scan would cost the memory that LoRA saves. Without that collection nothing changes, neither the
+tree of parameters nor the program. `a` has the kernel's contracted axes and then the rank r; `b`
+has r and then the kernel's output axes:
 
     Dense  [D, F]                          a [D, r]      b [r, F]
     Einsum "BLD,DNH->BLNH"  [D, N, H]      a [D, r]      b [r, N, H]
@@ -123,15 +123,15 @@ def low_rank(layer: nn.Module, x: jax.Array, down: str, up: str) -> jax.Array:
     return jnp.einsum(up, jnp.einsum(down, x, a.astype(x.dtype)), b.astype(x.dtype))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _low_rank_equations(equation: str) -> tuple[tuple[int, ...], tuple[int, ...], str, str]:
     """(contracted kernel axes, free kernel axes, equation of x·a, equation of (x·a)·b)."""
     operands, result = equation.replace(" ", "").split("->")
     x, kernel = operands.split(",")
     if set(kernel) & set(x) & set(result):
         raise ValueError(
-            f"nn.linear.Einsum: {equation!r} keeps a kernel axis that x has too; every kernel axis is "
-            "either contracted or new"
+            f"nn.linear.Einsum: {equation!r} keeps a kernel axis that x has too; "
+            "every kernel axis is either contracted or new"
         )
     contracted = "".join(letter for letter in kernel if letter in x)
     free = "".join(letter for letter in kernel if letter not in x)

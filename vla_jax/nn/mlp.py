@@ -31,7 +31,8 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 class Mlp(nn.Module):
     """[B, ..., D] → [B, ..., features]: Dense and activation per hidden width, then Dense.
 
-    Layers are named ``hidden_0, hidden_1, …, out``. Hidden widths are laid over the mesh axis `tensor`.
+    Layers are named ``hidden_0, hidden_1, …, out``. Hidden widths are laid over the mesh axis
+    `tensor`.
     """
 
     hidden: tuple[int, ...]

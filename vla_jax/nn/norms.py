@@ -1,7 +1,7 @@
 """Norms: statistics in float32 whatever the compute dtype, the result in `dtype`.
 
-A norm may be modulated: `condition(x, vector)` scales and shifts by a projection that starts at zero
-(adaptive norm; DiT, Peebles & Xie 2022; the flow expert of pi0.5).
+A norm may be modulated: `modulate(x, projection)` scales and shifts by a projection that starts at
+zero (adaptive norm; DiT, Peebles & Xie 2022; the flow expert of pi0.5).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def make(kind: str, dtype: Any, name: str | None = None) -> nn.Module:
 
 
 def modulate(x: jax.Array, modulation: jax.Array) -> jax.Array:
-    """x [B, L, D] scaled by 1 + the first half and shifted by the second of [B, (L,) 2D]."""
+    """Scales x [B, L, D] by 1 + the first half of [B, (L,) 2D] and shifts it by the second."""
     if modulation.ndim == x.ndim - 1:
         modulation = modulation[:, None]  # one condition for all tokens of a row
     scale, shift = jnp.split(modulation, 2, axis=-1)

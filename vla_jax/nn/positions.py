@@ -12,7 +12,7 @@ from vla_jax import plugin
 
 
 class Learned(nn.Module):
-    """A table of positions of one group, normal with deviation 0.02 (Octo's, per timestep and token).
+    """A group's table of positions, normal with deviation 0.02 (Octo's: per timestep and token).
 
     `steps` is the longest window, 0 for a timeless group. Called with the window W, it returns
     [W, n, D] or, timeless, [n, D], in `dtype`. A shorter window takes the newest rows, so that the
@@ -31,16 +31,17 @@ class Learned(nn.Module):
         if self.steps:
             if not 0 < window <= self.steps:
                 raise plugin.UserError(
-                    f"positions {self.name!r}: window {window} does not fit the table's {self.steps} steps"
+                    f"positions {self.name!r}: window {window} does not fit a table of "
+                    f"{self.steps} steps"
                 )
             table = table[self.steps - window :]
         return table.astype(self.dtype)
 
 
 def rotate(x: jax.Array, position: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """x [B, L, N, H] turned by its position [B, L] (RoPE, Su et al. 2021; halves paired as in Gemma).
+    """Turns x [B, L, N, H] by its position [B, L] (RoPE, Su et al. 2021).
 
-    Angles are float32, the result has x's dtype. ValueError for an odd H.
+    The halves of H are paired, as in Gemma. Angles are float32, the result has x's dtype. ValueError for an odd H.
     """
     half, odd = divmod(x.shape[-1], 2)
     if odd:

@@ -1,13 +1,13 @@
 """The trunk: the transformer that all tokens meet in.
 
-    tokens {expert: [B, L_e, D_e]} ──▶ depth x │ norm → query, key, value    each expert its own weights
-                                               │ attention over all tokens in layout order
-                                               │ out → + → norm → MLP → +    each expert its own weights
-                                     ──▶ final norm ──▶ {expert: [B, L_e, D_e]}
+    {expert: [B, L_e, D_e]} ──▶ depth x │ norm → query, key, value   each expert its own weights
+                                        │ attention over all tokens in layout order
+                                        │ out → + → norm → MLP → +       each expert its own weights
+                            ──▶ final norm ──▶ {expert: [B, L_e, D_e]}
 
-Pre-norm layers (ViT), one scan over parameters stacked [layer, …]; unrolling is `unroll=n` of the same
-scan, so the parameters never change shape. A layer is a pure function: nothing is sown, random keys
-are arguments. Several experts that share only attention: pi0 (Black et al. 2024).
+Pre-norm layers (ViT), one scan over parameters stacked [layer, …]; unrolling is `unroll=n` of the
+same scan, so the parameters never change shape. A layer is a pure function: nothing is sown, random
+keys are arguments. Several experts that share only attention: pi0 (Black et al. 2024).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Tokens = dict[str, jax.Array]  # expert -> [B, L_e, D_e]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of the tokens seen so far, S = the layout's length; slots not seen are invalid."""
+    """Keys and values of the tokens seen so far; S is the layout's length, unseen slots invalid."""
 
     k: jax.Array  # [layer, B, S, K, H]
     v: jax.Array  # [layer, B, S, K, H]
@@ -180,12 +180,13 @@ class Trunk(nn.Module):
     ) -> tuple[Tokens, Cache | None]:
         """({expert: [B, L_e, D_e]} after the final norm, the cache with these tokens written).
 
-        `valid` is bool [B, L] of the tokens given. `key` [B], one per row, turns dropout on. `cond` is
-        {expert: [B, D_c] or [B, L_e, D_c]}: scale and shift after each norm of that expert (starting at
-        none). Without a cache the tokens are the whole layout. With one (`empty_cache`) they may be a
-        part: `slots` are their static places; without `slots` they follow `cache.length`, which may be
-        traced, and belong to one expert. They attend to what the cache holds and to each other; a slot
-        written again is replaced. Raises UserError when tokens, layout and sizes do not fit.
+        `valid` is bool [B, L] of the tokens given. `key` [B], one per row, turns dropout on. `cond`
+        is {expert: [B, D_c] or [B, L_e, D_c]}: scale and shift after each norm of that expert
+        (starting at none). Without a cache the tokens are the whole layout. With one
+        (`empty_cache`) they may be a part: `slots` are their static places; without `slots` they
+        follow `cache.length`, which may be traced, and belong to one expert. They attend to what
+        the cache holds and to each other; a slot written again is replaced. Raises UserError when
+        tokens, layout and sizes do not fit.
         """
         sizes, rules = self._sizes(), visibility.make(self.rules)
         _check(sizes, layout, tokens, valid, cache, slots)
@@ -287,7 +288,7 @@ def _check(sizes, layout, tokens, valid, cache, slots) -> None:
             raise plugin.UserError(plugin.unknown("trunk: tokens of expert", name, known))
         if x.shape[-1] != widths[name]:
             raise plugin.UserError(
-                f"trunk: tokens of expert {name!r} have width {x.shape[-1]}, expected {widths[name]}"
+                f"trunk: tokens of expert {name!r} have width {x.shape[-1]}, not {widths[name]}"
             )
     count = sum(x.shape[1] for x in tokens.values())
     if valid.shape[1] != count:
@@ -303,7 +304,7 @@ def _check(sizes, layout, tokens, valid, cache, slots) -> None:
 
 
 def _places(count: int, cache: Cache | None, slots: np.ndarray | None):
-    """The tokens' places: None (the whole layout), static numpy, or traced, after the cached ones."""
+    """The tokens' places: None (whole layout), static numpy, or traced, after the cached ones."""
     if slots is not None:
         return np.asarray(slots, np.int32)
     if cache is None or count == cache.valid.shape[1]:
@@ -357,7 +358,7 @@ def _fold(key: jax.Array, number) -> jax.Array:
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """x [B, L, D] with a share `rate` of it zeroed, row by row from its own key [B]."""
+    """Zeroes a share `rate` of x [B, L, D], row by row from its own key [B]."""
     if key is None or rate == 0.0:
         return x
     keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate, x.shape[1:]))(key)

@@ -1,8 +1,8 @@
 """Who may attend to whom: ordered rules between token groups, expanded to a mask by array indexing.
 
 Rules are rows (query pattern, key pattern, rule) with fnmatch patterns over group names. The first
-row that matches a pair of groups decides; a pair that no row matches is an error. With t the timestep
-(-1 for timeless groups) and p the place in the sequence, a query sees a key by
+row that matches a pair of groups decides; a pair that no row matches is an error. With t the
+timestep (-1 for timeless groups) and p the place in the sequence, a query sees a key by
 
     all              always                     past             key t < query t
     past_or_now      key t <= query t           causal_position  key p <= query p
@@ -63,7 +63,7 @@ def rule(rules: Rules, query: str, key: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def mask(layout: layouts.Layout, rules: Rules) -> np.ndarray:
-    """bool [L, L], [query, key]: True where the query may attend to the key. Read-only, cached."""
+    """Bool [L, L], [query, key]: True where the query may attend to the key. Read-only, cached."""
     names = [group.name for group in layout.groups]
     by_group = np.array([[NAMES.index(rule(rules, q, k)) for k in names] for q in names])
     by_token = by_group.reshape(len(names), -1)[layout.group[:, None], layout.group[None, :]]
@@ -98,9 +98,9 @@ def reaches(
 ) -> bool:
     """Whether what enters at group `source` can arrive at `target` through any number of layers.
 
-    `conditioning` says what each group's tokenizer reads, {group: groups} (FiLM by the task lets the
-    text into the image tokens); what is read is the tokens before the trunk. Raises UserError for an
-    unknown group or an unmatched pair.
+    `conditioning` says what each group's tokenizer reads, {group: groups} (FiLM by the task lets
+    the text into the image tokens); what is read is the tokens before the trunk. Raises UserError
+    for an unknown group or an unmatched pair.
     """
     by_name = {group.name: group for group in groups}
     for name in (source, target):
@@ -119,8 +119,8 @@ def prefix_length(
 ) -> int:
     """How many leading tokens can be cached: the longest prefix that sees nothing behind it.
 
-    `recomputed` names the groups that change between passes; the prefix ends before the *newest* step
-    of a per-step one (a flow expert's noisy actions) and before a timeless one. By default all
+    `recomputed` names the groups that change between passes; the prefix ends before the *newest*
+    step of a per-step one (a flow expert's noisy actions) and before a timeless one. By default all
     per-step groups change, and what remains is what the task alone decides.
     """
     if recomputed is None:

@@ -1,4 +1,4 @@
-"""What the tokenizers of this folder share: modules that the model owns, checks of what they read."""
+"""What this folder's tokenizers share: modules that the model owns, checks of what they read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def module(context: types.Context, name: str) -> Any:
     """The module `name` of `context.shared`; UserError when the config builds none."""
     if name not in context.shared:
         raise plugin.UserError(
-            f"tokenizers.{context.name}: needs the shared module {name!r}, but the config's `shared` "
-            f"builds {sorted(context.shared) or 'none'}; add it there"
+            f"tokenizers.{context.name}: needs the shared module {name!r}, but the config's "
+            f"`shared` builds {sorted(context.shared) or 'none'}; add it there"
         )
     return context.shared[name]
 

@@ -1,13 +1,13 @@
 """One camera view to a grid of tokens: a small convolutional stem, steered by the task if asked.
 
-    uint8 [H, W, 3] → x / 127.5 - 1 → space to depth (`patch`) → Dense → conv 3x3 → conv 5x5 down to one
-    cell per `grid_stride` pixels → residual conv 3x3 = stem → conditioning by the task = tokens
+    uint8 → x / 127.5 - 1 → space to depth (`patch`) → Dense → conv 3x3 → conv 5x5 down to one cell
+    per `grid_stride` pixels → residual conv 3x3 = stem → conditioning by the task = tokens
 
-96 px with a grid stride of 12 px give 8x8 tokens, with 8 px 12x12 (a finer map). Space to depth comes
-first because convolutions at full resolution are slow on a CPU. Conditioning (`film`):
+96 px with a grid stride of 12 px give 8x8 tokens, with 8 px 12x12 (a finer map). Space to depth
+comes first because convolutions at full resolution are slow on a CPU. Conditioning (`film`):
 
-    "product"   tokens + Dense(patches ∘ word), both in the shared grounding space that region-text trains
-    "affine"    tokens · (1 + scale) + shift of the word, zero at the start (FiLM, Perez et al. 2018)
+    "product"   tokens + Dense(patches ∘ word) in the shared grounding space that region-text trains
+    "affine"    tokens · (1 + scale) + shift by the word, none at first (FiLM, Perez et al. 2018)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILMS = ("product", "affine")
 
 
 class ImagePatch(nn.Module):
-    """Tokens [B, W, n, D] of one view, their `grid` (rows, columns), and `stem` before conditioning."""
+    """Tokens [B, W, n, D] of one view, their `grid` (rows, columns) and unconditioned `stem`."""
 
     view: str
     image_size: tuple[int, int]
@@ -96,7 +96,7 @@ class ImagePatch(nn.Module):
     def _condition(
         self, tokens: jax.Array, stem: jax.Array, word: jax.Array, known: jax.Array
     ) -> jax.Array:
-        """Tokens steered by the word [B, D]; rows whose task is not `known` [B] stay as they are."""
+        """Tokens steered by the word [B, D]; rows whose task is not `known` [B] stay as is."""
         if self.film == "affine":
             project = linear.Dense(
                 2 * self.width,
@@ -129,8 +129,8 @@ def make(
 ) -> ImagePatch:
     """The tokenizer of one view; sizes in pixels, `reads` defaults to ("language",) with a film.
 
-    Raises UserError when the image does not divide into cells or patches, for an unknown stem or film,
-    and when film="product" finds no shared grounding.
+    Raises UserError when the image does not divide into cells or patches, for an unknown stem or
+    film, and when film="product" finds no shared grounding.
     """
     where = f"tokenizers.{context.name}"
     if view not in types.VIEWS:
@@ -141,8 +141,8 @@ def make(
         raise plugin.UserError(plugin.unknown(f"{where}.film", film, FILMS))
     if any(side % grid_stride for side in image_size) or grid_stride % patch:
         raise plugin.UserError(
-            f"{where}: an image of {tuple(image_size)} px does not divide into cells of grid_stride="
-            f"{grid_stride} px made of patches of {patch} px; choose strides that divide"
+            f"{where}: an image of {tuple(image_size)} px does not divide into "
+            f"cells of grid_stride={grid_stride} px made of patches of {patch} px; choose strides that divide"
         )
     if stem == "conv" and len(widths) != 3:
         raise plugin.UserError(f"{where}: the conv stem has three widths, got {tuple(widths)}")

@@ -25,9 +25,9 @@ def attention(
     valid: jax.Array,  # bool [B, S]: which keys are real
     slots: np.ndarray | jax.Array | None = None,  # [L]: places of the queries; None: all, L = S
 ) -> jax.Array:
-    """[B, L, N, H] in the query's dtype: each query's attention to what it sees, softmax in float32.
+    """[B, L, N, H] in the query's dtype: what each query reads from the tokens it may see.
 
-    S is the layout's length. With K < N, N / K queries share a key head (grouped-query attention,
+    The softmax is float32; S is the layout's length. With K < N, N / K queries share a key head (grouped-query attention,
     Ainslie et al. 2023). A query that may see nothing gets zeros, and finite gradients.
     """
     heads, key_heads = query.shape[2], key.shape[2]

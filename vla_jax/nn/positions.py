@@ -41,7 +41,8 @@ class Learned(nn.Module):
 def rotate(x: jax.Array, position: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Turns x [B, L, N, H] by its position [B, L] (RoPE, Su et al. 2021).
 
-    The halves of H are paired, as in Gemma. Angles are float32, the result has x's dtype. ValueError for an odd H.
+    The halves of H are paired, as in Gemma. Angles are float32, the result has x's dtype.
+    ValueError for an odd H.
     """
     half, odd = divmod(x.shape[-1], 2)
     if odd:

@@ -141,8 +141,8 @@ def make(
         raise plugin.UserError(plugin.unknown(f"{where}.film", film, FILMS))
     if any(side % grid_stride for side in image_size) or grid_stride % patch:
         raise plugin.UserError(
-            f"{where}: an image of {tuple(image_size)} px does not divide into "
-            f"cells of grid_stride={grid_stride} px made of patches of {patch} px; choose strides that divide"
+            f"{where}: an image of {tuple(image_size)} px does not divide into cells of "
+            f"grid_stride={grid_stride} px made of patches of {patch} px; choose ones that divide"
         )
     if stem == "conv" and len(widths) != 3:
         raise plugin.UserError(f"{where}: the conv stem has three widths, got {tuple(widths)}")

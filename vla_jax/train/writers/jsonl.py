@@ -1,0 +1,43 @@
+"""Metrics as one JSON object per line, in WORKDIR/metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+
+
+class Writer:
+    """Appends a line per call; a resumed run goes on in the same file."""
+
+    def __init__(self, workdir: str):
+        path = pathlib.Path(workdir)
+        path.mkdir(parents=True, exist_ok=True)
+        self._file = (path / "metrics.jsonl").open("a")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line {"step": …, name: number, …}; a number that is not finite is written as null."""
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def make(workdir: str) -> Writer:
+    """The writer of a run's folder."""
+    return Writer(workdir)
+
+
+def read(workdir: str) -> list[dict]:
+    """The lines written so far, as dicts; where a run was resumed, a step's last lines win."""
+    rows, lines = [], (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    for line in lines:
+        row = json.loads(line)
+        while rows and rows[-1]["step"] > row["step"]:
+            rows.pop()  # train_steps that a crash lost and the resumed run did again
+        rows.append(row)
+    return rows

@@ -37,7 +37,7 @@ class Head(nn.Module, kw_only=True):
         return False
 
     def tokens(self, batch: types.Batch, key: jax.Array | None):
-        """({group: [B, W, n, D]}, cond, carry) for the trunk in training; `key` is one per row, [B]."""
+        """({group: [B, W, n, D]}, cond, carry) for the trunk in training; `key` is [B], one per row."""
         return {}, None, None
 
 
@@ -87,7 +87,7 @@ def readout(outputs: Mapping[str, types.Output], name: str) -> jax.Array:
 
 
 def target(batch: types.Batch, name: str) -> jax.Array | None:
-    """A target with zeros where its mask is False (such entries may hold anything), None if absent."""
+    """A target with zeros where its mask is False (it may hold anything there), None if absent."""
     if name not in batch.targets:
         return None
     value, mask = batch.targets[name], batch.target_masks[name]

@@ -1,4 +1,4 @@
-"""What a head that predicts actions or waypoints knows: read answers, proprio and a readout, joined.
+"""What a head that predicts actions or waypoints knows: read answers, proprio and a readout.
 
 A read head's answer is turned into features by the names of its entries:
 
@@ -6,8 +6,8 @@ A read head's answer is turned into features by the names of its entries:
     waypoint [B, W, P]  ->  waypoint − hand in units of 10 cm, and
                             tanh of twice that                       6 numbers
 
-The tanh keeps full resolution near the target and a bounded direction far from it. The difference is
-taken in metres: `proprio group * scale` of the row's dataset key (the shift cancels).
+The tanh keeps full resolution near the target and a bounded direction far from it. The difference
+is taken in metres: `proprio group * scale` of the row's dataset key (the shift cancels).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Condition:
     def __call__(
         self, outputs: Mapping[str, types.Output], heads: Mapping[str, Any], batch: types.Batch
     ) -> jax.Array:
-        """Features of the answers in the order of `reads`, then proprio readings, then the readout."""
+        """Features of the answers in the order of `reads`, then proprio, then the readout."""
         parts = []
         for name in self.reads:
             parts += self._features(name, heads[name], batch)
@@ -54,7 +54,7 @@ class Condition:
         if "point" in answer:
             return [quadratic(answer["point"])]
         raise plugin.UserError(
-            f"a head reads {name!r}, whose answer has {sorted(answer)}; expected a waypoint or a point."
+            f"a head reads {name!r}, whose answer has {sorted(answer)}; expected a waypoint or point."
         )
 
     def _offset(self, waypoint: jax.Array, batch: types.Batch) -> jax.Array:
@@ -94,7 +94,7 @@ def make(
 
 
 def constants(context: types.Context, group: str) -> tuple[tuple, tuple]:
-    """(shift, scale) of a proprio group, nested tuples [dataset_key][P]: SI = value * scale + shift."""
+    """(shift, scale) of a proprio group, tuples [dataset_key][P]: SI = value * scale + shift."""
     if group not in context.normalizers:
         where = f"heads.{context.name}: normalizer of a proprio group"
         raise plugin.UserError(plugin.unknown(where, group, context.normalizers))
@@ -103,7 +103,7 @@ def constants(context: types.Context, group: str) -> tuple[tuple, tuple]:
 
 
 def per_row(table: tuple, dataset_key: jax.Array) -> jax.Array:
-    """Each row's entry of a table [dataset_key][P]: [B, P]; a row without a key (-1) gets the first."""
+    """Each row's entry of a table [dataset_key][P]: [B, P]; a row without a key gets the first."""
     return jnp.asarray(table, jnp.float32)[jnp.maximum(dataset_key, 0)]
 
 
@@ -117,7 +117,7 @@ def proprio(batch: types.Batch, group: str) -> jax.Array:
 
 
 def quadratic(point: jax.Array) -> jax.Array:
-    """x, y, x², y², x·y of points in [0, 1]: [..., 2] -> [..., 5], enough for a camera's perspective."""
+    """x, y, x², y², x·y of points: [..., 2] -> [..., 5], enough to undo a camera's perspective."""
     point = point.astype(jnp.float32)
     product = point[..., :1] * point[..., 1:]
     return jnp.concatenate([point, point**2, product], axis=-1)

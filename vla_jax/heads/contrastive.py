@@ -1,8 +1,8 @@
 """Contrastive image-text learning: two readouts as unit vectors; the objective compares rows.
 
 One readout sees only the image, the other only the text (the objective's `check` refuses anything
-else: an image vector that has read its caption matches it for nothing). The learned scale and bias are
-CLIP's (Radford et al. 2021) and SigLIP's (Zhai et al. 2023).
+else: an image vector that has read its caption matches it for nothing). The learned scale and bias
+are CLIP's (Radford et al. 2021) and SigLIP's (Zhai et al. 2023).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_SCALE = 100.0
 
 
 class Contrastive(_base.Head, kw_only=True):
-    """answer: image, text float32 [B, dim] of the newest step, unit length; scale, bias []. No errors."""
+    """answer: image, text float32 [B, dim], unit vectors of the newest step; scale, bias []."""
 
     image_readout: str
     text_readout: str
@@ -75,7 +75,7 @@ def make(
     reads: tuple[str, ...] = (),
     detach: tuple[str, ...] = (),
 ) -> Contrastive:
-    """A Contrastive head; scale 10 and bias −10 are SigLIP's, CLIP starts at 1/.07 (bias unused)."""
+    """A Contrastive head; scale 10 and bias −10 are SigLIP's, CLIP starts at 1/.07, bias 0."""
     _base.check_reads(context, reads, detach)
     if not 0 < initial_scale <= MAX_SCALE:
         where = f"heads.{context.name}.initial_scale"

@@ -2,14 +2,14 @@
 
 Time runs from t = 0 (noise) to t = 1 (data) along straight lines:
 
-    x_t = (1 − t)·noise + t·action        velocity = action − noise        dx/dt = velocity(x_t, t, …)
+    x_t = (1 − t)·noise + t·action      velocity = action − noise      dx/dt = velocity(x_t, t, …)
 
 Training regresses the velocity at a random t; sampling integrates it from noise with Euler steps.
 Two forms, which share everything but the network:
 
     as_tokens=False   an MLP of [x_t, t, condition], as Octo's diffusion head: the trunk runs once
-    as_tokens=True    the noisy actions are C tokens per step in the trunk, as in pi0: `tokens` brings
-                      the group ``<name>_actions``, `sample` decodes it over the trunk's cache
+    as_tokens=True    the noisy actions are C tokens per step in the trunk, as in pi0: `tokens`
+                      brings the group ``<name>_actions``, `sample` decodes it over the cache
 
 Noise and time come from one random key per row, so they do not depend on the batch around a row.
 """
@@ -35,7 +35,7 @@ BETA_END = 0.999
 
 
 class Flow(_base.Head, kw_only=True):
-    """Action chunks by flow matching; answer {"action": [B, W, C, A]}, errors {"action": the same}."""
+    """Action chunks by flow matching; answer and errors are {"action": [B, W, C, A]}."""
 
     group: str  # the token group of the noisy actions
     shape: tuple[int, int]  # C, A
@@ -92,7 +92,7 @@ class Flow(_base.Head, kw_only=True):
         return groups, None, (noise, t, noisy)
 
     def __call__(self, outputs, heads, batch: types.Batch, carry):
-        """({"action": estimate from one step}, {"action": squared velocity error}), [B, W, C, A]."""
+        """({"action": one-step estimate}, {"action": squared velocity error}), [B, W, C, A]."""
         if carry is None:
             return {}, {}
         noise, t, noisy = carry
@@ -115,7 +115,7 @@ class Flow(_base.Head, kw_only=True):
             noise = jax.vmap(lambda row: self._draw(row, 1)[0][0])(key)
         value = noise.astype(jnp.float32)[:, None]  # [B, 1, C, A]
         given = None if self.as_tokens else self.condition(outputs, heads, batch)
-        # A Python loop: `decode` and the layers are bound Linen modules, which jax.lax.scan refuses.
+        # A Python loop: `decode` and the layers are bound modules, which jax.lax.scan refuses.
         for step in range(self.steps):
             t = jnp.full(value.shape[:2], step / self.steps, jnp.float32)
             if self.as_tokens:
@@ -157,7 +157,7 @@ def time_features(t: jax.Array) -> jax.Array:
 
 
 def beta_time(uniform: jax.Array) -> jax.Array:
-    """t in [0, .999] with 1 − t/.999 ~ Beta(1.5, 1) (pi0), from uniform numbers by the inverse CDF."""
+    """Time t in [0, .999] with 1 − t/.999 ~ Beta(1.5, 1) (pi0), by the inverse CDF of `uniform`."""
     return BETA_END * (1.0 - uniform ** (1.0 / BETA))
 
 
@@ -179,9 +179,9 @@ def make(
 ) -> Flow:
     """A Flow head over chunks of `action_space`, integrated in `steps` steps when sampling.
 
-    The MLP form is conditioned on `readout`, read answers and proprio (heads/_condition.py); the token
-    form sees what the visibility rules let ``<name>_actions`` see, and takes none of them. Raises
-    UserError for unknown names and for a condition given to the token form.
+    The MLP form is conditioned on `readout`, read answers and proprio (heads/_condition.py); the
+    token form sees what the visibility rules let ``<name>_actions`` see, and takes none of them.
+    Raises UserError for unknown names and for a condition given to the token form.
     """
     _base.check_reads(context, reads, detach)
     where = f"heads.{context.name}"
@@ -191,8 +191,8 @@ def make(
         raise plugin.UserError(f"{where}.steps: got {steps}, expected at least 1.")
     if as_tokens and (readout or reads or proprio or relative_to):
         raise plugin.UserError(
-            f"{where}: with as_tokens=True the action tokens read through the trunk; remove readout, "
-            "reads, proprio and relative_to, and say what they see in config.model.rules."
+            f"{where}: with as_tokens=True the action tokens read through the trunk; remove "
+            "readout, reads, proprio and relative_to, and say what they see in config.model.rules."
         )
     condition = None
     if not as_tokens:

@@ -20,21 +20,21 @@ DEBUG = dict()
 
 
 class Language(_base.Head, kw_only=True):
-    """answer: logits float32 [B, T, V], of the token after each; errors: cross_entropy [B, T − 1]."""
+    """answer: logits float32 [B, T, V] of the next token; errors: cross_entropy [B, T − 1]."""
 
     group: str
     text_embedding: nn.Module
 
     def __call__(self, outputs, heads, batch: types.Batch, carry=None):
-        """(answer, errors); errors[:, t] is −log p(text[t + 1] | text[: t + 1], what the group sees)."""
+        """(answer, errors); errors[:, t] is −log p(text[t + 1] | text[: t + 1], …), in nats."""
         logits = self._logits(outputs)
         text = _base.target(batch, "text")
         if text is None:
             return {"logits": logits}, {}
         if text.shape[1] != logits.shape[1]:
             raise plugin.UserError(
-                f"language head: group {self.group!r} has {logits.shape[1]} tokens, targets.text has "
-                f"{text.shape[1]}; give both the same max_tokens."
+                f"language head: group {self.group!r} has {logits.shape[1]} tokens, targets.text "
+                f"has {text.shape[1]}; give both the same max_tokens."
             )
         log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
         right = jnp.take_along_axis(log_probs, text[:, 1:, None], axis=-1)

@@ -3,13 +3,13 @@
     q(readout) · k(image token)  ──softmax──▶  probs [rows, columns]  ──▶  point (x right, y down)
 
 The cells are the tokens of one image group, row-major; the centre of cell (r, c) is
-((c + ½)/columns, (r + ½)/rows). The target is spread bilinearly over the four cells around the point,
-so that a distribution which fits it has the point as its mean.
+((c + ½)/columns, (r + ½)/rows). The target is spread bilinearly over the four cells around the
+point, so that a distribution which fits it has the point as its mean.
 
 Training gives readers of this head the mean of the whole distribution (soft-argmax), which has a
-gradient everywhere. Sampling gives the mean of the 3x3 cells around the peak only: with two candidates
-the whole mean lies between them, where there is nothing. Where no image token is valid (a missing or
-covered camera) the distribution is uniform and the point is the image's centre.
+gradient everywhere. Sampling gives the mean of the 3x3 cells around the peak only: with two
+candidates the whole mean lies between them, where there is nothing. Where no image token is valid
+(a missing or covered camera) the distribution is uniform and the point is the image's centre.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pointing(_base.Head, kw_only=True):
         return answer, {"cross_entropy": cross_entropy, "l1": l1}
 
     def sample(self, outputs, heads, batch: types.Batch, cache, decode, key):
-        """(answer of the newest step, cache); `point` is the mean of the 3x3 cells around the peak."""
+        """(answer of the newest step, cache); `point` is the 3x3 mean, as `peak`."""
         outputs, heads, batch = _base.newest(outputs, heads, batch)
         answer = _base.squeeze(self._answer(*self._log_probs(outputs)))
         return answer | {"point": answer["peak"]}, cache
@@ -64,7 +64,7 @@ class Pointing(_base.Head, kw_only=True):
             raise plugin.UserError(plugin.unknown("pointing head's image", self.image, outputs))
         image = outputs[self.image]
         if image.grid is None:
-            raise plugin.UserError(f"pointing head: group {self.image!r} is no image, it has no grid.")
+            raise plugin.UserError(f"pointing head: group {self.image!r} is no image group.")
         query = self.query(_base.readout(outputs, self.readout))  # [B, W, dim]
         key = self.key(image.final)  # [B, W, n, dim]
         scores = jnp.einsum("bwd,bwnd->bwn", query, key, preferred_element_type=jnp.float32)

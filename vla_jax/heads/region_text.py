@@ -1,13 +1,13 @@
 """Region-text: which of a table of names each labelled image patch shows.
 
     stem patch ──grounding.patches──▶ unit vector ─┐
-                                                   ├─ dot × scale ──softmax over names──▶ cross-entropy
+                                                   ├─ dot × scale ──▶ softmax over names
     name pieces ──pooled──grounding.words──▶ unit ─┘
 
 It reads the image tokenizer's `.stem`, before any conditioning and before the trunk, and the shared
-projection that FiLM also uses: what is learned here about a name met only in image-text data reaches
-the robot's image tokens. Region-level contrast with words as GLIP (Li et al. 2022); the learned,
-clipped scale as CLIP (Radford et al. 2021).
+projection that FiLM also uses: what is learned here about a name met only in image-text data
+reaches the robot's image tokens. Region-level contrast with words as GLIP (Li et al. 2022); the
+learned, clipped scale as CLIP (Radford et al. 2021).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class RegionText(_base.Head, kw_only=True):
 
 
 def cell_of(point: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """The row-major cell that holds each point (x right, y down, in [0, 1]): [..., 2] -> int32 [...]."""
+    """The row-major cell that holds each point (x right, y down, in [0, 1]): [..., 2] -> [...]."""
     rows, columns = grid
     column = jnp.clip(jnp.floor(point[..., 0] * columns), 0, columns - 1)
     row = jnp.clip(jnp.floor(point[..., 1] * rows), 0, rows - 1)

@@ -1,7 +1,7 @@
 """Direct regression of a waypoint or of an action chunk, by L1 or L2.
 
-Without `reads` this is the plain head (readout → MLP → chunk, as ACT and Octo's L1 head). With them it
-is the smallest chain of thought:
+Without `reads` this is the plain head (readout → MLP → chunk, as Octo's L1 head). With them it is
+the smallest chain of thought:
 
     pointing ── point ──▶ waypoint head ── waypoint − hand ──▶ action head ──▶ chunk [C, A]
                           (MLP of x, y, x², y², x·y)           (+ proprio + readout)
@@ -26,7 +26,7 @@ LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 
 
 class Regression(_base.Head, kw_only=True):
-    """`target` predicted by an MLP; answer {target: [B, W, *shape]}, errors {target: same shape}."""
+    """`target` predicted by an MLP; answer and errors are {target: [B, W, *shape]}."""
 
     target: str
     loss: str
@@ -45,7 +45,7 @@ class Regression(_base.Head, kw_only=True):
         )
 
     def __call__(self, outputs, heads, batch: types.Batch, carry=None):
-        """({target: prediction}, {target: |difference| or its square}), float32, normalised units."""
+        """({target: prediction}, {target: |difference| or its square}), normalised units."""
         answer = self._predict(outputs, heads, batch)
         if self.target == "action":
             goal = _base.action_target(batch, self.shape)
@@ -83,9 +83,9 @@ def make(
     """A Regression head.
 
     `target` is "action" (size from `action_space` and `horizon`, else the batch's padded sizes) or
-    "waypoint" (size of the proprio group `group`). `proprio` are groups given as input; `relative_to`
-    is the group that a read waypoint is taken relative to, in metres. Raises UserError for unknown
-    names.
+    "waypoint" (size of the proprio group `group`). `proprio` are groups given as input;
+    `relative_to` is the group that a read waypoint is taken relative to, in metres. Raises
+    UserError for unknown names.
     """
     _base.check_reads(context, reads, detach)
     if loss not in LOSSES:

@@ -3,9 +3,9 @@
     mask(batch)                       {name: bool mask}; its sum is the count of the loss
     __call__(answers, errors, batch)  (sum, {name: (sum, count)})
 
-An objective has one mask. The step divides `sum` by the count of the whole global batch, so that masks,
-gradient accumulation and hosts stay exact. The dict holds figures to log, the loss itself first, under
-the mask's name.
+An objective has one mask. The step divides `sum` by the count of the whole global batch, so that
+masks, gradient accumulation and hosts stay exact. The dict holds figures to log, the loss itself
+first, under the mask's name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from vla_jax import plugin, types
 
-Reaches = Callable[[str, str], bool]  # (source group, target group) -> may the target know the source?
+Reaches = Callable[[str, str], bool]  # (source, target) -> may the target know the source?
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -44,7 +44,7 @@ def known(batch: types.Batch, target: str, head: str) -> jax.Array:
 def target_mask(batch: types.Batch, target: str, head: str) -> jax.Array:
     """`batch.target_masks[target]`; UserError when the batch has no such target."""
     if target not in batch.target_masks:
-        where = f"the objective of head {head!r} needs a target that the stream's sources do not give"
+        where = f"the objective of head {head!r}: a target that the stream's sources lack"
         raise plugin.UserError(plugin.unknown(where, target, batch.target_masks))
     return batch.target_masks[target]
 

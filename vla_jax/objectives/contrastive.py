@@ -3,8 +3,8 @@
     sigmoid   every pair (i, j) is a yes-or-no question (Zhai et al. 2023), summed over j
     softmax   which text of the batch belongs to image i, and back (Radford et al. 2021), averaged
 
-Each row is compared with every real row of the global batch, so the objective couples rows and cannot
-be accumulated over microbatches.
+Each row is compared with every real row of the global batch, so the objective couples rows and
+cannot be accumulated over microbatches.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ class Contrastive(_base.Objective):
     text_readout: str
 
     def check(self, reaches: _base.Reaches) -> None:
-        """Raises UserError when the text reaches the image readout, or the image the text readout."""
+        """Raises UserError when text reaches the image readout, or the image the text readout."""
         for source, target in (
             (self.text, f"readout_{self.image_readout}"),
             (self.image_group, f"readout_{self.text_readout}"),
         ):
             if reaches(source, target):
                 raise plugin.UserError(
-                    f"the contrastive objective of head {self.head!r}: {source!r} reaches {target!r}, "
-                    "so a row would match itself for nothing. Give the stream rules, readouts and "
-                    "conditioning under which one readout sees only the image, the other only the text."
+                    f"the contrastive objective of head {self.head!r}: {source!r} reaches "
+                    f"{target!r}, so a row would match itself for nothing. Give the stream rules, "
+                    "readouts and conditioning under which one readout sees only the image, the "
+                    "other only the text."
                 )
 
     def mask(self, batch: types.Batch) -> dict[str, jax.Array]:
@@ -60,7 +61,7 @@ class Contrastive(_base.Objective):
         return {"contrastive": image & jnp.any(batch.task.masks[self.text], axis=-1)}
 
     def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
-        """(sum over rows, {"contrastive": (nats, rows), "matched": (images that find their text, rows)})."""
+        """(sum over rows, figures); `matched` counts images whose own text scores highest."""
         if self.head not in answers:
             raise plugin.UserError(plugin.unknown("an objective's head", self.head, answers))
         answer, mask = answers[self.head], self.mask(batch)["contrastive"]
@@ -99,7 +100,7 @@ def make(
     image_readout: str = "image",
     text_readout: str = "text",
 ) -> Contrastive:
-    """A Contrastive objective of `head` between `view` and task entry `text` (also its token group).
+    """A Contrastive objective of `head` between `view` and task entry `text` (and its group).
 
     `image_group` is the token group of the view (default: of the view's name); the readouts are the
     head's. Raises UserError for an unknown loss.

@@ -25,7 +25,7 @@ class Pointing(_base.Objective):
         return {"point": _base.known(batch, "point", self.head)}
 
     def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
-        """(sum, figures); `distance` is from the 3x3 peak to the target, in image widths and heights."""
+        """(sum, figures); `distance` is from the 3x3 peak to the target, in image sizes."""
         mask = self.mask(batch)["point"]
         cross_entropy = _base.error(errors, self.head, "cross_entropy")
         l1 = _base.error(errors, self.head, "l1")

@@ -1,4 +1,4 @@
-"""The error of a waypoint head: where the hand will end, hindsight from the robot's own episodes."""
+"""The error of a waypoint head: where the hand ends, hindsight from the robot's episodes."""
 
 from __future__ import annotations
 

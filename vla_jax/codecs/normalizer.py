@@ -1,0 +1,208 @@
+"""Numbers to unit scale and back: numeric, invertible, kept in the checkpoint. No jax.
+
+One entry per (dataset key, field); fields are ``action`` and ``proprio/<group>``. Training, serving
+and heads that do arithmetic in SI units use the same entry:
+
+    normalized = (value - shift) / scale        value = normalized * scale + shift
+
+    mode       shift              scale
+    identity   0                  1
+    zscore     mean               std
+    minmax     (max + min) / 2    (max - min) / 2       -> [-1, 1]
+    q01_q99    (q99 + q01) / 2    (q99 - q01) / 2       -> [-1, 1] for 98% of the data
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from vla_jax import plugin
+
+MODES = ("identity", "zscore", "minmax", "q01_q99")
+DEGENERATE = 1e-6  # a spread below this share of the largest magnitude is float32 noise
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Per-dim statistics of `count` rows, in raw units; each field has D numbers."""
+
+    count: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """How one field of one data set is normalized.
+
+    Attributes:
+      mode: one of MODES.
+      statistics: what scale and shift come from.
+      active: bool [D]; False = left as it is (grippers).
+      clip: bound of the normalized value, None = none.
+      clipped: share of the training values that `clip` changes, per dim.
+      unit_scale: value * unit_scale is in SI, per dim.
+    """
+
+    mode: str
+    statistics: Statistics
+    active: tuple[bool, ...]
+    clip: float | None = None
+    clipped: tuple[float, ...] = ()
+    unit_scale: tuple[float, ...] = ()
+
+    def shift_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [D] each. A degenerate dim is shifted to zero and not scaled."""
+        s = {k: np.asarray(v, np.float64) for k, v in dataclasses.asdict(self.statistics).items()}
+        if self.mode == "identity":
+            shift, scale = np.zeros_like(s["mean"]), np.ones_like(s["mean"])
+        elif self.mode == "zscore":
+            shift, scale = s["mean"], s["std"]
+        else:
+            low, high = ("min", "max") if self.mode == "minmax" else ("q01", "q99")
+            shift, scale = (s[high] + s[low]) / 2, (s[high] - s[low]) / 2
+        largest = np.maximum(np.abs(s["min"]), np.abs(s["max"]))
+        scale = np.where(scale <= DEGENERATE * largest, 1.0, scale)
+        active = np.asarray(self.active, bool)
+        return np.where(active, shift, 0.0), np.where(active & (scale > 0), scale, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalizer:
+    """A table: dataset key -> field -> Entry. `keys` is its order, which `Batch.dataset_key` indexes."""
+
+    entries: Mapping[str, Mapping[str, Entry]]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The dataset keys, in order."""
+        return tuple(self.entries)
+
+    def index(self, key: str) -> int:
+        """Row of `key`; UserError for an unknown one, naming the nearest."""
+        if key not in self.entries:
+            raise plugin.UserError(plugin.unknown("normalizer: dataset key", key, self.entries))
+        return self.keys.index(key)
+
+    def entry(self, key: str, field: str) -> Entry:
+        """The entry; UserError where there is none."""
+        self.index(key)
+        if field not in self.entries[key]:
+            known = self.entries[key]
+            raise plugin.UserError(plugin.unknown(f"normalizer: field of {key!r}", field, known))
+        return self.entries[key][field]
+
+    def forward(self, key: str, field: str, values) -> np.ndarray:
+        """float32 [..., D] raw -> normalized, clipped where the entry says so."""
+        entry = self.entry(key, field)
+        shift, scale = entry.shift_and_scale()
+        normalized = (_sized(key, field, values, len(shift)) - shift) / scale
+        if entry.clip is not None:
+            clipped = np.clip(normalized, -entry.clip, entry.clip)
+            normalized = np.where(np.asarray(entry.active), clipped, normalized)
+        return normalized.astype(np.float32)
+
+    def inverse(self, key: str, field: str, values) -> np.ndarray:
+        """float32 [..., D] normalized -> raw; the exact inverse of `forward` where nothing was clipped."""
+        shift, scale = self.entry(key, field).shift_and_scale()
+        return (_sized(key, field, values, len(shift)) * scale + shift).astype(np.float32)
+
+    def clip_fraction(self, key: str, field: str, values) -> np.ndarray:
+        """float64 [D]: share of the raw `values` [N, D] that `forward` clips."""
+        entry = self.entry(key, field)
+        shift, scale = entry.shift_and_scale()
+        if entry.clip is None:
+            return np.zeros(len(shift))
+        outside = np.abs((np.asarray(values, np.float64) - shift) / scale) > entry.clip
+        return np.where(entry.active, outside.mean(axis=0), 0.0)
+
+    def constants(self, field: str) -> tuple[tuple, tuple]:
+        """(shift, scale), nested tuples [dataset key][D]: SI = normalized * scale + shift.
+
+        Keys without the field stand as (0, 1), so that the table keeps the order of `keys`.
+        """
+        size = max((len(e[field].active) for e in self.entries.values() if field in e), default=0)
+        if size == 0:
+            known = sorted({name for fields in self.entries.values() for name in fields})
+            raise plugin.UserError(plugin.unknown("normalizer: field", field, known))
+        shifts, scales = [], []
+        for fields in self.entries.values():
+            shift, scale = np.zeros(size), np.ones(size)
+            if field in fields:
+                raw_shift, raw_scale = fields[field].shift_and_scale()
+                unit = np.asarray(fields[field].unit_scale or np.ones(len(raw_shift)), np.float64)
+                shift[: len(unit)], scale[: len(unit)] = raw_shift * unit, raw_scale * unit
+            shifts.append(tuple(map(float, shift)))
+            scales.append(tuple(map(float, scale)))
+        return tuple(shifts), tuple(scales)
+
+    def table(self, keys: Iterable[str]) -> Normalizer:
+        """The rows of `keys`, in that order; UserError for an unknown key."""
+        return Normalizer({key: self.entries[self.keys[self.index(key)]] for key in keys})
+
+    def merge(self, other: Normalizer) -> Normalizer:
+        """Both tables, ours first; UserError where a key stands in both with other numbers."""
+        for key in set(self.keys) & set(other.keys):
+            if self.entries[key] != other.entries[key]:
+                raise plugin.UserError(
+                    f"normalizer: dataset key {key!r} has two different sets of statistics; name the "
+                    "data sets apart (dataset_key=…) or recompute both together"
+                )
+        return Normalizer({**self.entries, **other.entries})
+
+    def to_json(self) -> str:
+        """The table as JSON; numbers survive exactly."""
+        tree = {
+            k: {f: dataclasses.asdict(e) for f, e in v.items()} for k, v in self.entries.items()
+        }
+        # A list keeps the order of keys whoever writes the JSON again.
+        body = {"format_version": FORMAT_VERSION, "keys": list(self.keys), "entries": tree}
+        return json.dumps(body, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Normalizer:
+        """What `to_json` wrote; UserError for another format version."""
+        body = json.loads(text)
+        if body.get("format_version") != FORMAT_VERSION:
+            raise plugin.UserError(
+                f"normalizer: got format_version {body.get('format_version')}, expected "
+                f"{FORMAT_VERSION}; recompute the statistics with this version of vla_jax"
+            )
+        return cls({k: {f: _entry(e) for f, e in body["entries"][k].items()} for k in body["keys"]})
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the table; two normalizers with one fingerprint give the same numbers."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Normalizer) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+def _entry(body: Mapping) -> Entry:
+    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+    numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in body["statistics"].items()}
+    return Entry(**{**lists, "statistics": Statistics(**numbers)})
+
+
+def _sized(key: str, field: str, values, size: int) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.shape[-1:] != (size,):
+        raise plugin.UserError(
+            f"normalizer: {key}/{field}: got shape {values.shape}, expected [..., {size}]; the "
+            "statistics are of another embodiment or action space"
+        )
+    return values

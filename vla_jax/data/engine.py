@@ -1,0 +1,140 @@
+"""Batches of a mixture through Grain: reading threads or worker processes, prefetch, exact resume.
+
+    batch k  =  rows  start + k*B + r  for r in `rows` (those this host loads)
+    Mixture.sample(n) ─▶ stacked batch ─▶ grain.MapDataset.source ─▶ threads | worker processes ─▶ next()
+
+One element of the Grain data set is one host's whole batch: a pure function of its number, so that
+the sequence is the same for any number of hosts, threads and workers, and the state is n alone.
+Grain imports jax in its worker processes where jax is installed; our own code does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vla_jax import plugin
+from vla_jax.data.mixture import Mixture
+
+ENDLESS = 2**40
+ROW_IDS = 2**32
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Random access to the batches of one host, from sample `start` on; what Grain reads from."""
+
+    mixture: Mixture
+    batch_size: int
+    rows: tuple[int, ...]
+    start: int
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, k: int) -> dict:
+        """Batch k, nested dicts of stacked numpy: {"observation": …, "row_id": uint32 [rows]}."""
+        base = self.start + k * self.batch_size
+        if base + self.batch_size > ROW_IDS:
+            raise plugin.UserError(
+                f"stream {self.mixture.stream}: more than {ROW_IDS} samples drawn"
+            )
+        return stack([self.mixture.sample(base + row) for row in self.rows])
+
+
+class Stream:
+    """An endless iterator over one host's share of the batches of a mixture.
+
+    Args:
+      mixture: what to draw from.
+      batch_size: B, rows of the global batch.
+      rows: which of them this host loads (default all), from the sharding of the batch.
+      start_n: samples drawn before, 0 or what `n` said when the run stopped.
+      workers: processes; 0 reads in threads of this one.
+      threads: reading threads where `workers` is 0.
+      prefetch: batches kept ready (per worker).
+
+    `n` is the whole state: samples drawn so far. `data_wait` is the time in s spent waiting in
+    `next` since the last call of `take_data_wait`. Use as a context manager or call `close`.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        batch_size: int,
+        rows: Sequence[int] | None = None,
+        start_n: int = 0,
+        *,
+        workers: int = 0,
+        threads: int = 2,
+        prefetch: int = 2,
+    ):
+        rows = tuple(range(batch_size)) if rows is None else tuple(int(r) for r in rows)
+        if not rows or not all(0 <= row < batch_size for row in rows):
+            raise ValueError(
+                f"rows {rows[:8]}… of a batch of {batch_size}: expected some of 0..B-1"
+            )
+        self.batch_size, self.n, self.data_wait = batch_size, int(start_n), 0.0
+        self._iterator = _iterate(
+            Batches(mixture, batch_size, rows, self.n), workers, threads, prefetch
+        )
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> dict:
+        begin = time.perf_counter()
+        batch = next(self._iterator)
+        self.data_wait += time.perf_counter() - begin
+        self.n += self.batch_size
+        return batch
+
+    def take_data_wait(self) -> float:
+        """Seconds waited since the last call."""
+        waited, self.data_wait = self.data_wait, 0.0
+        return waited
+
+    def close(self) -> None:
+        """Stops workers and threads and frees shared memory; may be called twice."""
+        iterator, self._iterator = self._iterator, iter(())
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def stack(rows: Sequence):
+    """Nested dicts of arrays -> the same with a leading batch axis."""
+    if isinstance(rows[0], Mapping):
+        return {name: stack([row[name] for row in rows]) for name in rows[0]}
+    return np.stack(rows)
+
+
+def _iterate(batches: Batches, workers: int, threads: int, prefetch: int):
+    import grain
+
+    if workers:
+        _parse_absl_flags()
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        processes = grain.MultiprocessingOptions(
+            num_workers=workers, per_worker_buffer_size=prefetch
+        )
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+        return iter(dataset.mp_prefetch(processes))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def _parse_absl_flags() -> None:
+    """Grain's workers read absl flags, which raise unless someone has parsed a command line."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

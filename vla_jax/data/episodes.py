@@ -1,0 +1,186 @@
+"""Episodes in our nouns: what a standardizer makes of one raw episode, and the table of all of them.
+
+The table is flat (N = steps of all episodes), so that it pickles fast, can be mapped from a file
+later, and statistics and samples are gathers:
+
+    episode 0        episode 1   …
+    start[0]=0 ─────▶ start[1] ─▶ start[2]
+    action   [N, A]      proprio[group] [N, P]      language_index [N]
+    frames[view]: byte range inside the record of each step's encoded image
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vla_jax import plugin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One standardized episode of T steps.
+
+    Attributes:
+      id: unique within the data set.
+      steps: int64 [T], the recorded number of each kept step (a standardizer may drop some).
+      action: float32 [T, A], in the trained representation, raw units.
+      proprio: group -> float32 [T, P].
+      language: T instructions; "" = none.
+      embodiment, action_space: names (see embodiments/).
+      cameras: view -> float32 [3, 4], (world xyz in m, 1) to (x, y, w), x/w right and y/w down in
+        fractions of the image.
+      metadata: what else the data set says about the episode.
+    """
+
+    id: str
+    steps: np.ndarray
+    action: np.ndarray
+    proprio: Mapping[str, np.ndarray]
+    language: Sequence[str]
+    embodiment: str
+    action_space: str
+    cameras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    metadata: Mapping = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Where one view's encoded images lie: shard and record per episode, byte range per step."""
+
+    offset: np.ndarray  # int64 [N], inside the record
+    length: np.ndarray  # int64 [N], 0 = no image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """All episodes of one split; see the module's drawing. N steps in E episodes."""
+
+    where: str  # for messages: the data set's path and split
+    name: str  # the data set's name, the default dataset key
+    ids: tuple[str, ...]
+    embodiment: str
+    action_space: str
+    start: np.ndarray  # int64 [E + 1]
+    step: np.ndarray  # int64 [N], recorded numbers
+    action: np.ndarray  # float32 [N, A]
+    proprio: dict[str, np.ndarray]  # [N, P]
+    language: tuple[str, ...]  # distinct instructions
+    language_index: np.ndarray  # int32 [N], -1 = none
+    cameras: dict[str, np.ndarray]  # [E, 3, 4], NaN where an episode has none
+    frames: dict[str, Frames]
+    shard: np.ndarray  # int32 [E]
+    record: np.ndarray  # int64 [E]
+    record_offset: np.ndarray  # int64 [E]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [E]."""
+        return np.diff(self.start)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that samples are made of, but the images' bytes (their sizes count)."""
+        digest = hashlib.blake2b(digest_size=16)
+        names = (self.name, self.ids, self.embodiment, self.action_space, self.language)
+        digest.update(repr(names).encode())
+        arrays = [self.start, self.step, self.action, self.language_index]
+        arrays += [a for _, a in sorted(self.proprio.items())]
+        arrays += [a for _, a in sorted(self.cameras.items())]
+        arrays += [f.length for _, f in sorted(self.frames.items())]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) -> Episodes:
+    """The table of `rows`: (Episode, {view: (offsets, lengths)}, shard, record, record_offset) each.
+
+    Raises UserError for no episodes, duplicate ids, mixed embodiments or action spaces, episodes
+    whose columns differ in size, and a number that is not finite (episode, step and dim named).
+    """
+    if not rows:
+        raise plugin.UserError(f"{where}: no episodes; expected at least one")
+    parts = [row[0] for row in rows]
+    _unique(where, [part.id for part in parts])
+    for field in ("embodiment", "action_space"):
+        kinds = sorted({getattr(part, field) for part in parts})
+        if len(kinds) > 1:
+            raise plugin.UserError(
+                f"{where}: episodes of several kinds of {field} {kinds}; a data set has one: split it"
+            )
+    groups = list(parts[0].proprio)
+    for part in parts:
+        _finite(where, part, "action", part.action)
+        if list(part.proprio) != groups:
+            raise plugin.UserError(
+                f"{where}: episode {part.id}: proprio groups {list(part.proprio)}, expected {groups}"
+            )
+        for group, values in part.proprio.items():
+            _finite(where, part, f"proprio {group}", values)
+    cameras = sorted({view for part in parts for view in part.cameras})
+    missing = np.full((3, 4), np.nan, np.float32)
+    texts: dict[str, int] = {}
+    language_index = [
+        -1 if not text else texts.setdefault(text, len(texts))
+        for part in parts
+        for text in part.language
+    ]
+    return Episodes(
+        where=where,
+        name=name,
+        ids=tuple(part.id for part in parts),
+        embodiment=parts[0].embodiment,
+        action_space=parts[0].action_space,
+        start=np.concatenate([[0], np.cumsum([len(part.action) for part in parts])]).astype(
+            np.int64
+        ),
+        step=np.concatenate([part.steps for part in parts]).astype(np.int64),
+        action=_concatenate(where, "action", [part.action for part in parts]),
+        proprio={g: _concatenate(where, g, [part.proprio[g] for part in parts]) for g in groups},
+        language=tuple(texts),
+        language_index=np.asarray(language_index, np.int32),
+        cameras={v: np.stack([p.cameras.get(v, missing) for p in parts]) for v in cameras},
+        frames={
+            view: Frames(
+                offset=np.concatenate([row[1][view][0] for row in rows]),
+                length=np.concatenate([row[1][view][1] for row in rows]),
+            )
+            for view in views
+        },
+        shard=np.asarray([row[2] for row in rows], np.int32),
+        record=np.asarray([row[3] for row in rows], np.int64),
+        record_offset=np.asarray([row[4] for row in rows], np.int64),
+    )
+
+
+def _concatenate(where: str, name: str, parts: list[np.ndarray]) -> np.ndarray:
+    sizes = sorted({part.shape[1:] for part in parts})
+    if len(sizes) > 1 or len(sizes[0]) != 1:
+        raise plugin.UserError(f"{where}: {name}: got sizes {sizes}, expected one vector size")
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _unique(where: str, ids: list[str]) -> None:
+    seen = set()
+    for id_ in ids:
+        if id_ in seen:
+            raise plugin.UserError(
+                f"{where}: two episodes have the id {id_!r}; ids decide what is held out, make them "
+                "unique (or remove the duplicate)"
+            )
+        seen.add(id_)
+
+
+def _finite(where: str, episode: Episode, name: str, values: np.ndarray) -> None:
+    if not np.all(np.isfinite(values)):
+        step, dim = np.argwhere(~np.isfinite(values))[0]
+        raise plugin.UserError(
+            f"{where}: episode {episode.id}, step {episode.steps[step]}: {name} dim {dim} is "
+            f"{values[step, dim]}, expected a finite number; repair or remove this episode"
+        )

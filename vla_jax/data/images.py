@@ -1,0 +1,44 @@
+"""Encoded images to uint8 arrays, and the one resize that training and serving share. No jax."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from vla_jax import plugin
+
+cv2.setNumThreads(1)  # rows are read in parallel already
+
+
+def decode(data: bytes, where: str) -> np.ndarray:
+    """uint8 [height, width, 3] of a JPEG, PNG or any other format that Pillow reads.
+
+    Raises UserError (with `where`) for bytes that are no image.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        if data[:4] == b"\x89PNG":
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            if image is not None:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except (ValueError, OSError, cv2.error) as error:
+        raise plugin.UserError(
+            f"{where}: {len(data)} bytes that are no readable image ({error}); copy the file again or "
+            "remove this episode"
+        ) from error
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [*size, 3]: antialiased (area) where it shrinks, cubic where it grows; itself at `size`."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=method)

@@ -1,0 +1,466 @@
+"""Rows of a `robot` stream from a table of episodes, whatever format it was read from.
+
+sample (episode, t) ─ window.steps ─▶ images decoded, proprio gathered (normalized once, up front)
+                    └ window.chunk ─▶ actions [W, C, A] and their mask, padded to [C_max, A_max]
+language            ─ ids per distinct instruction, made once
+waypoint, point     ─ the episode's last reading of a proprio group, and its place in the image
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from vla_jax import plugin
+from vla_jax.data import augment as augment_lib
+from vla_jax.data import episodes as episodes_lib
+from vla_jax.data import images, window
+from vla_jax.types import SourceContext
+
+STEPS = re.compile(r"\[(-?\d*):(-?\d*)(?::(\d*))?\]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a data set's episodes become samples; the arguments that sources of robot data share.
+
+    Attributes:
+      holdout: share of the episodes kept for validation (at least one, if not 0), by a hash of
+        (holdout_seed, episode id). `context.train` says which part is read.
+      steps: which steps samples start at, a Python slice per episode: "[:3]", "[10:]".
+      stride: every how many of those.
+      language: "required" (an episode without an instruction is an error) or "optional".
+      dataset_key: the row of the normalizer; None = the data set's name.
+      waypoint_group: proprio group whose last reading is the target `waypoint` [W, P].
+      point_view: view in which that reading is the target `point` [W, 2].
+      optional_views: views that may be absent (zeros, mask False).
+      augment: see augment.Augment.make; off where `context.train` is False.
+    """
+
+    holdout: float = 0.1
+    holdout_seed: int = 0
+    steps: str | None = None
+    stride: int = 1
+    language: str = "required"
+    dataset_key: str | None = None
+    waypoint_group: str | None = None
+    point_view: str | None = None
+    optional_views: tuple[str, ...] = ()
+    augment: dict | None = None
+
+
+class RobotRows:
+    """An IndexedSource over a table of episodes; safe to call from threads, pickled without files.
+
+    Args:
+      context: the stream's.
+      episodes: all of the split, training and held-out.
+      read: (view, episode, step row n in [0, N)) -> encoded bytes.
+      reading: see Reading.
+    """
+
+    def __init__(
+        self,
+        context: SourceContext,
+        episodes: episodes_lib.Episodes,
+        read: Callable[[str, int, int], bytes],
+        reading: Reading,
+    ):
+        self.context, self.episodes, self.read, self.reading = context, episodes, read, reading
+        self.where = f"{context.stream}.{context.name} ({episodes.where})"
+        self.dataset_key = reading.dataset_key or episodes.name
+        self.embodiment = _named(
+            f"{self.where}: embodiment", episodes.embodiment, context.embodiments
+        )
+        self.action_space = _named(
+            f"{self.where}: action space", episodes.action_space, context.action_spaces
+        )
+        self.augment = augment_lib.Augment.make(
+            self.where, reading.augment if context.train else {}
+        )
+        self.groups = _groups(context)
+        _check_sizes(self)
+        self.selected = split(
+            self.where, episodes.ids, reading.holdout, reading.holdout_seed, context.train
+        )
+        self._samples = _samples(self)
+        self._language = _language(self)
+        self._set_normalizer()
+        self._waypoint, self._point = _endpoints(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the data, or with how they are read."""
+        return _hash(self.data_fingerprint, dataclasses.asdict(self.reading), self.context.train)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Changes with the data or the held-out share: what statistics are computed on."""
+        if not hasattr(self, "_data_fingerprint"):
+            reading = self.reading
+            self._data_fingerprint = _hash(
+                self.episodes.fingerprint(), reading.holdout, reading.holdout_seed
+            )
+        return self._data_fingerprint
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def summary(self) -> dict:
+        """Counts for the mixture's table."""
+        return {
+            "episodes": len(self.selected),
+            "samples": len(self),
+            "dataset_key": self.dataset_key,
+            "action_space": self.episodes.action_space,
+            "unlabelled": int(np.sum(self.episodes.language_index[self._rows()] < 0)),
+        }
+
+    def statistics_columns(self) -> dict[str, dict]:
+        """field -> values [N, D], counts [N], active [D], unit_scale [D], of the training episodes."""
+        train = split(
+            self.where, self.episodes.ids, self.reading.holdout, self.reading.holdout_seed, True
+        )
+        rows = _rows_of(self.episodes, train)
+        first = np.repeat(self.episodes.start[train], self.episodes.lengths[train])
+        # Step i of an episode stands in the chunks that start at steps i-C+1 .. i.
+        counts = np.minimum(rows - first + 1, self.context.action_horizon)
+        groups = self.action_space.groups
+        columns = {
+            "action": dict(
+                values=self.episodes.action[rows],
+                counts=counts,
+                active=np.concatenate(
+                    [np.full(g.size, g.quantity not in ("gripper", "terminate")) for g in groups]
+                ),
+                unit_scale=np.concatenate([np.full(g.size, g.scale) for g in groups]),
+            )
+        }
+        for group in self.embodiment.proprio:
+            columns[f"proprio/{group.name}"] = dict(
+                values=self.episodes.proprio[group.name][rows],
+                counts=np.ones_like(counts),
+                active=np.ones(group.size, bool),
+                unit_scale=np.full(group.size, group.scale),
+            )
+        return columns
+
+    def with_normalizer(self, normalizer) -> RobotRows:
+        """The same source under another normalizer, without reading the data again."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.context = dataclasses.replace(self.context, normalizer=normalizer)
+        made._set_normalizer()
+        made._waypoint, made._point = _endpoints(made)
+        return made
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict:
+        """Row `index`; see types.SourceContext for W, C_max, A_max. UserError for a broken image."""
+        episode, t = (int(i) for i in self._samples[index])
+        first, last = (int(i) for i in self.episodes.start[episode : episode + 2])
+        slots, real = window.steps(t, self.context.window)
+        rows = first + slots
+        key = augment_lib.row_key(rng)
+        targets, masks = self._targets(episode, t, first, last, real)
+        views = {
+            view: self._images(view, episode, rows, real, key) for view in self.context.image_sizes
+        }
+        proprio = {group: self._proprio_rows(group, rows, real, key) for group in self.groups}
+        return {
+            "observation": {
+                "images": {view: pair[0] for view, pair in views.items()},
+                "image_masks": {view: pair[1] for view, pair in views.items()},
+                "proprio": {group: pair[0] for group, pair in proprio.items()},
+                "proprio_masks": {group: pair[1] for group, pair in proprio.items()},
+                "timestep_mask": real,
+            },
+            "task": self._task(first + t),
+            "targets": targets,
+            "target_masks": masks,
+            "action_space": self._action_space_index,
+            "dataset_key": self._key_index,
+        }
+
+    def _targets(self, episode: int, t: int, first: int, last: int, real: np.ndarray):
+        context = self.context
+        shape = (context.window, context.action_horizon, context.action_size)
+        action, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        values, valid = window.chunk(
+            self._action[first:last],
+            t,
+            context.window,
+            context.action_horizon,
+            self._hold,
+            self._pad,
+        )
+        size = values.shape[-1]
+        action[..., :size], mask[..., :size] = values, valid[..., None]
+        targets, masks = {"action": action}, {"action": mask}
+        if self._waypoint is not None:
+            shape = (context.window, self._waypoint.shape[1])
+            targets["waypoint"] = np.broadcast_to(self._waypoint[episode], shape)
+            masks["waypoint"] = real
+        if self._point is not None:
+            point = self._point[episode]
+            seen = bool(np.all((point >= 0) & (point <= 1)))
+            targets["point"] = np.broadcast_to(
+                point if seen else np.float32(0.5), (context.window, 2)
+            )
+            masks["point"] = real & seen
+        return targets, masks
+
+    def _images(self, view: str, episode: int, rows: np.ndarray, real: np.ndarray, key: bytes):
+        size = self.context.image_sizes[view]
+        frames = np.zeros((len(rows), *size, 3), np.uint8)
+        mask = np.zeros(len(rows), bool)
+        if view in self.episodes.frames:
+            before = -1
+            for slot, row in enumerate(rows.tolist()):
+                if row == before:  # the repeated first frame is decoded once
+                    frames[slot], mask[slot] = frames[slot - 1], mask[slot - 1]
+                    continue
+                before = row
+                data = self.read(view, episode, row)
+                if data:
+                    frames[slot] = images.resize(images.decode(data, self._at(view, row)), size)
+                    mask[slot] = True
+                elif view not in self.reading.optional_views:
+                    raise plugin.UserError(
+                        f"{self._at(view, row)}: an empty image; name the view in optional_views if "
+                        "it may be absent"
+                    )
+        if self.augment.color and mask.any():
+            frames = augment_lib.jitter(self.augment, key, view, frames)
+            frames[~mask] = 0
+        return frames, mask & real
+
+    def _proprio_rows(self, group: str, rows: np.ndarray, real: np.ndarray, key: bytes):
+        size = self.groups[group]
+        if group not in self._proprio:
+            return np.zeros((len(rows), size), np.float32), np.zeros(len(rows), bool)
+        values = self._proprio[group][rows]
+        if self.augment.proprio_noise:
+            values = values + augment_lib.noise(self.augment, key, group, values.shape)
+        if values.shape[1] < size:
+            values = np.pad(values, ((0, 0), (0, size - values.shape[1])))
+        return values, real
+
+    def _task(self, row: int) -> dict:
+        if self._language is None:
+            return {"values": {}, "masks": {}}
+        ids, mask = self._language
+        place = self.episodes.language_index[row]  # -1, no instruction: the last row, all padding
+        return {"values": {"language": ids[place]}, "masks": {"language": mask[place]}}
+
+    def _set_normalizer(self) -> None:
+        normalizer, key = self.context.normalizer, self.dataset_key
+        groups = self.action_space.groups
+        self._hold = np.concatenate([np.full(g.size, g.padding == "hold") for g in groups])
+        self._action_space_index = np.int32(
+            [space.name for space in self.context.action_spaces].index(self.action_space.name)
+        )
+        proprio = {
+            group.name: self.episodes.proprio[group.name] for group in self.embodiment.proprio
+        }
+        if normalizer is None:  # statistics are being computed: raw numbers
+            self._key_index, self._proprio = np.int32(-1), proprio
+            self._action, self._pad = (
+                self.episodes.action,
+                np.zeros(self.action_space.size, np.float32),
+            )
+            return
+        self._key_index = np.int32(normalizer.index(key))
+        self._action = normalizer.forward(key, "action", self.episodes.action)
+        self._pad = normalizer.forward(key, "action", np.zeros(self.action_space.size))
+        self._proprio = {
+            name: normalizer.forward(key, f"proprio/{name}", values)
+            for name, values in proprio.items()
+        }
+
+    def _rows(self) -> np.ndarray:
+        return _rows_of(self.episodes, self.selected)
+
+    def _at(self, view: str, row: int) -> str:
+        episode = int(np.searchsorted(self.episodes.start, row, side="right")) - 1
+        step = self.episodes.step[row]
+        return f"{self.where}: episode {self.episodes.ids[episode]}, step {step}, view {view}"
+
+
+def split(where: str, ids, holdout: float, seed: int, train: bool) -> np.ndarray:
+    """int64, the episodes of the training or the held-out part, in order of storage.
+
+    The held-out ones are the round(holdout * E), at least one, with the smallest hash of (seed, id):
+    the order of storage does not matter. Raises UserError where a part is empty.
+    """
+    if not 0 <= holdout < 1:
+        raise plugin.UserError(f"{where}: holdout={holdout}, expected 0 <= holdout < 1")
+    count = max(1, round(holdout * len(ids))) if holdout else 0
+    ranks = [hashlib.blake2b(f"{seed}/{id_}".encode(), digest_size=8).digest() for id_ in ids]
+    held = sorted(range(len(ids)), key=ranks.__getitem__)[:count]
+    part = np.setdiff1d(np.arange(len(ids)), held) if train else np.sort(np.asarray(held, np.int64))
+    if len(part) == 0:
+        kind = "training" if train else "held-out"
+        raise plugin.UserError(
+            f"{where}: no {kind} episodes: {len(ids)} episodes with holdout={holdout}; change holdout"
+        )
+    return part
+
+
+def project(camera: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """float32 [..., 2]: world points [..., 3] (m) in image fractions (x right, y down).
+
+    NaN behind the camera. `camera` is [..., 3, 4].
+    """
+    ones = np.ones_like(points[..., :1])
+    seen = np.einsum("...ij,...j->...i", camera, np.concatenate([points, ones], axis=-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = seen[..., :2] / seen[..., 2:]
+    return np.where(seen[..., 2:] > 0, place, np.nan).astype(np.float32)
+
+
+def _samples(source: RobotRows) -> np.ndarray:
+    reading = source.reading
+    if reading.stride < 1:
+        raise plugin.UserError(f"{source.where}: stride={reading.stride}, expected at least 1")
+    which = slice(None)
+    if reading.steps is not None:
+        match = STEPS.fullmatch(reading.steps.replace(" ", ""))
+        if not match:
+            raise plugin.UserError(
+                f"{source.where}: steps={reading.steps!r}, expected a slice such as '[:3]' or '[2:-1]'"
+            )
+        which = slice(*(int(g) if g else None for g in match.groups()))
+    lengths = source.episodes.lengths
+    parts = []
+    for episode in source.selected.tolist():
+        steps = np.arange(lengths[episode])[which][:: reading.stride]
+        parts.append(np.stack([np.full(len(steps), episode), steps], axis=1))
+    samples = np.concatenate(parts).astype(np.int32)
+    if len(samples) == 0:
+        raise plugin.UserError(f"{source.where}: steps={reading.steps!r} leaves no sample")
+    return samples
+
+
+def _language(source: RobotRows):
+    reading, episodes, tokenizer = source.reading, source.episodes, source.context.text_tokenizer
+    if reading.language not in ("required", "optional"):
+        raise plugin.UserError(
+            plugin.unknown(f"{source.where}: language", reading.language, ("required", "optional"))
+        )
+    if tokenizer is None:
+        return None
+    rows = source._rows()
+    missing = rows[episodes.language_index[rows] < 0]
+    if len(missing) and reading.language == "required":
+        episode = int(np.searchsorted(episodes.start, missing[0], side="right")) - 1
+        raise plugin.UserError(
+            f"{source.where}: {len(missing)} of {len(rows)} steps have no instruction (first: episode "
+            f"{episodes.ids[episode]}); set language='optional' to train on them without one"
+        )
+    pairs = [tokenizer.encode_padded(text, source.context.max_tokens) for text in episodes.language]
+    size = source.context.max_tokens
+    pairs.append((np.full(size, tokenizer.pad_id, np.int32), np.zeros(size, bool)))
+    return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
+
+
+def _endpoints(source: RobotRows) -> tuple[np.ndarray | None, np.ndarray | None]:
+    reading, episodes = source.reading, source.episodes
+    group, view = reading.waypoint_group, reading.point_view
+    if group is None:
+        if view is not None:
+            raise plugin.UserError(
+                f"{source.where}: point_view={view!r} needs waypoint_group, the group whose last "
+                "reading is projected"
+            )
+        return None, None
+    if group not in source._proprio:
+        raise plugin.UserError(
+            plugin.unknown(f"{source.where}: waypoint_group", group, source._proprio)
+        )
+    last = episodes.start[1:] - 1
+    waypoint = source._proprio[group][last]
+    if view is None:
+        return waypoint, None
+    if view not in episodes.cameras:
+        raise plugin.UserError(
+            f"{source.where}: point_view={view!r}: the episodes have cameras of "
+            f"{sorted(episodes.cameras)} (episode_metadata/camera/<view>), expected this view's 3x4 "
+            "projection; leave point_view out or collect the data again"
+        )
+    scale = next(g.scale for g in source.embodiment.proprio if g.name == group)
+    place = episodes.proprio[group][last, :3] * np.float32(scale)
+    return waypoint, np.nan_to_num(project(episodes.cameras[view], place), nan=-1.0)
+
+
+def _groups(context: SourceContext) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for embodiment in context.embodiments:
+        for group in embodiment.proprio:
+            sizes[group.name] = max(sizes.get(group.name, 0), group.size)
+    return sizes
+
+
+def _check_sizes(source: RobotRows) -> None:
+    context, episodes, where = source.context, source.episodes, source.where
+    got, space, body = episodes.action.shape[1], source.action_space, source.embodiment
+    if space.name not in [s.name for s in body.action_spaces]:
+        known = [s.name for s in body.action_spaces]
+        raise plugin.UserError(
+            plugin.unknown(f"{where}: action space of {body.name}", space.name, known)
+        )
+    if got != space.size:
+        raise plugin.UserError(
+            f"{where}: actions of {got} numbers, expected {space.size} as the action space "
+            f"{space.name!r} says; name another action_space or correct embodiments/{body.name}"
+        )
+    if space.size > context.action_size:
+        raise plugin.UserError(
+            f"{where}: actions of {space.size} numbers, the stream's action_size is "
+            f"{context.action_size}; raise it"
+        )
+    for group in body.proprio:
+        if group.name not in episodes.proprio:
+            known = episodes.proprio
+            raise plugin.UserError(
+                plugin.unknown(
+                    f"{where}: proprio group of {body.name} that the data lack", group.name, known
+                )
+            )
+        size = episodes.proprio[group.name].shape[1]
+        if size != group.size:
+            raise plugin.UserError(
+                f"{where}: proprio {group.name!r} has {size} numbers, expected {group.size} as "
+                f"embodiment {body.name!r} says; correct the embodiment or the standardizer"
+            )
+    for view in context.image_sizes:
+        if view not in episodes.frames and view not in source.reading.optional_views:
+            raise plugin.UserError(
+                plugin.unknown(
+                    f"{where}: view (or name it in optional_views)", view, episodes.frames
+                )
+            )
+        if view in episodes.frames and view not in body.views:
+            raise plugin.UserError(
+                plugin.unknown(f"{where}: view of {body.name}", view, body.views)
+            )
+
+
+def _named(where: str, name: str, known):
+    table = {item.name: item for item in known}
+    if name not in table:
+        raise plugin.UserError(
+            plugin.unknown(where, name, table) + " Add it to the config's embodiments."
+        )
+    return table[name]
+
+
+def _rows_of(episodes: episodes_lib.Episodes, selected: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.arange(*episodes.start[e : e + 2]) for e in selected.tolist()])
+
+
+def _hash(*parts) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

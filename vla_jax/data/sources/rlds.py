@@ -1,0 +1,128 @@
+"""Robot episodes in RLDS/TFDS folders (TFRecord or array_record), read in place without TensorFlow.
+
+Every record is scanned once per process (CRC checked); numbers stay in memory, images stay in the
+file and are read by byte range when a sample needs them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from vla_jax import plugin
+from vla_jax.data import episodes, robot
+from vla_jax.data.sources import _rlds_folder
+from vla_jax.types import SourceContext
+
+DEBUG: dict = {}
+
+
+def make(
+    context: SourceContext,
+    *,
+    path: str,
+    standardizer: str | Mapping = "native",
+    split: str = "train",
+    embodiment: str | None = None,
+    action_space: str | None = None,
+    dataset_key: str | None = None,
+    holdout: float = 0.1,
+    holdout_seed: int = 0,
+    steps: str | None = None,
+    stride: int = 1,
+    language: str = "required",
+    waypoint_group: str | None = None,
+    point_view: str | None = None,
+    optional_views: Sequence[str] = (),
+    augment: Mapping | None = None,
+) -> robot.RobotRows:
+    """The samples of one split of an RLDS folder.
+
+    Args:
+      context: the stream's; `context.train` picks the training or the held-out episodes.
+      path: the folder with dataset_info.json, or the one above its single version.
+      standardizer: ``"native"`` or ``dict(type="oxe", row="bridge")``.
+      split: a split of the data set. (Its own validation split may repeat it: see holdout.)
+      embodiment, action_space: names, in place of those that the standardizer finds.
+      dataset_key, holdout, holdout_seed, steps, stride, language, waypoint_group, point_view,
+        optional_views, augment: see robot.Reading.
+
+    Raises:
+      UserError: no such folder, split or shard; a corrupt record; columns that do not fit the
+        standardizer, embodiment or action space; a number that is not finite.
+    """
+    reading = robot.Reading(
+        holdout=holdout,
+        holdout_seed=holdout_seed,
+        steps=steps,
+        stride=stride,
+        language=language,
+        dataset_key=dataset_key,
+        waypoint_group=waypoint_group,
+        point_view=point_view,
+        optional_views=tuple(optional_views),
+        augment=None if augment is None else dict(augment),
+    )
+    spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
+    folder = _rlds_folder.open_folder(path)
+    stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p, _ in folder.shards(split))
+    table = _load(str(folder.path), split, json.dumps(spec, sort_keys=True), stamp)
+    named = {"embodiment": embodiment, "action_space": action_space}
+    table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
+    return robot.RobotRows(context, table, _Reader(folder, split, table), reading)
+
+
+@functools.lru_cache(maxsize=16)
+def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes.Episodes:
+    folder = _rlds_folder.open_folder(path)
+    where = f"{folder.path} {split}"
+    standardizer = plugin.build(
+        "data.standardizers", json.loads(spec), SourceContext(name=where, stream="")
+    )
+    columns = standardizer.columns(folder.features)
+    views = standardizer.views(folder.features)
+    for view, name in views.items():
+        shape = folder.features[name].shape
+        if folder.features[name].kind != "image" or shape[-1:] not in ((3,), ()):
+            raise plugin.UserError(
+                f"{where}: {name} (view {view}) is {folder.features[name]}, expected an RGB image"
+            )
+    wanted = columns | set(views.values())
+    rows = []
+    for record in _rlds_folder.records(folder, split, wanted.__contains__):
+        missing = sorted(wanted - set(record.columns))
+        if missing:
+            raise plugin.UserError(f"{record.where}: lacks {missing}, which features.json promises")
+        episode = standardizer.episode(record.columns, record.length, record.where)
+        frames = {
+            view: (
+                record.columns[name].offsets[episode.steps],
+                record.columns[name].lengths[episode.steps],
+            )
+            for view, name in views.items()
+        }
+        rows.append((episode, frames, record.shard, record.number, record.offset))
+    return episodes.collect(where, folder.name, rows, tuple(views))
+
+
+class _Reader:
+    """Encoded images by (view, episode, row); pickled without open files."""
+
+    def __init__(self, folder: _rlds_folder.Folder, split: str, table: episodes.Episodes):
+        self.table = table
+        self.shards = [folder.reader(pathlib.Path(path)) for path, _ in folder.shards(split)]
+
+    def __call__(self, view: str, episode: int, row: int) -> bytes:
+        frames, table = self.table.frames[view], self.table
+        length = int(frames.length[row])
+        if length == 0:
+            return b""
+        return self.shards[table.shard[episode]].read(
+            int(table.record[episode]),
+            int(table.record_offset[episode]),
+            int(frames.offset[row]),
+            length,
+        )

@@ -27,8 +27,9 @@ def attention(
 ) -> jax.Array:
     """[B, L, N, H] in the query's dtype: what each query reads from the tokens it may see.
 
-    The softmax is float32; S is the layout's length. With K < N, N / K queries share a key head (grouped-query attention,
-    Ainslie et al. 2023). A query that may see nothing gets zeros, and finite gradients.
+    The softmax is float32; S is the layout's length. With K < N, N / K queries share a key head
+    (grouped-query attention, Ainslie et al. 2023). A query that may see nothing gets zeros, and
+    finite gradients.
     """
     heads, key_heads = query.shape[2], key.shape[2]
     seen = visibility.mask(layout, rules)  # [S, S]

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -90,7 +91,11 @@ def load_attribute(path: str | pathlib.Path, name: str) -> Any:
         raise UserError(f"{path}: no such file; expected a Python file that defines {name}.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
+    sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours
+    try:
+        spec.loader.exec_module(loaded)
+    finally:
+        sys.path.remove(str(path.resolve().parent))
     if not hasattr(loaded, name):
         public = [n for n in vars(loaded) if not n.startswith("_")]
         raise UserError(unknown(str(path), name, public))

@@ -29,14 +29,8 @@ import numpy as np
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, types
-from vla_jax.nn import embedding, grounding, layout, positions, trunk
-
-DEFAULT_RULES = (
-    # (query pattern, key pattern, rule): first match wins, an unmatched pair is an error.
-    ("readout_*", "readout_*", "same_past_or_now"),
-    ("*", "readout_*", "never"),
-)
-
+from vla_jax.nn import embedding, grounding, positions, trunk
+from vla_jax.nn import layout as layouts
 
 class VLA(nn.Module):
     """The network of all streams; `__call__` trains, `sample` acts."""
@@ -62,22 +56,20 @@ class VLA(nn.Module):
         self.tokenizers = make("tokenizers", self.model.tokenizers, self._used("groups"))
         self.heads = make("heads", self.model.heads, self._used("heads"))
         self.positions = {
-            name: positions.Learned(steps=steps, tokens=count, width=base.width, dtype=base.dtype)
+            name: positions.Learned(tokens=count, width=base.width, steps=steps, dtype=base.dtype)
             for name, (steps, count) in self._tables().items()
         }
         self.trunk = trunk.Trunk(**self.model.trunk, rules=self.model.rules, dtype=base.dtype)
 
     def _build_shared(self, base: types.Context) -> dict[str, nn.Module]:
+        makers = {"text_embedding": _text_embedding, "grounding": _grounding}
+        for name in self.model.shared:
+            if name not in makers:
+                raise plugin.UserError(plugin.unknown("config.model.shared", name, makers))
         built = {}
         for name, spec in self.model.shared.items():
-            if name == "text_embedding":
-                built[name] = embedding.make(base, **spec)
-            elif name == "grounding":
-                built[name] = grounding.make(base, **spec)
-            else:
-                raise plugin.UserError(
-                    plugin.unknown("config.model.shared", name, ("text_embedding", "grounding"))
-                )
+            plugin.check_arguments(f"config.model.shared.{name}", makers[name], spec)
+            built[name] = makers[name](base, **spec)
         return built
 
     def _used(self, field: str) -> set[str]:
@@ -130,11 +122,12 @@ class VLA(nn.Module):
         `keys` maps a head to its keys [B] or, where the head draws noise, to the noise itself.
         """
         groups = self._tokenize(batch, stream)
-        decoding = any(self.heads[name].decodes for name in self.head_order(stream))
+        order = self.head_order(stream)
+        decoding = any(self.heads[name].decodes for name in order)
         outputs, cache = self._forward(batch, stream, groups, {}, None, cached=decoding)
-        decode = functools.partial(self._decode, batch, stream) if decoding else None
+        decode = functools.partial(self._decode, stream) if decoding else None
         answers = {}
-        for name in self.head_order(stream):
+        for name in order:
             head = self.heads[name]
             answers[name], cache = head.sample(
                 outputs, self._read(head, answers), batch, cache, decode, keys.get(name)
@@ -148,23 +141,21 @@ class VLA(nn.Module):
         reads = {name: tuple(self.heads[name].reads) for name in self.streams[stream].heads}
         return order_by_reads(f"streams.{stream}.heads", reads)
 
-    def layout(self, stream: str) -> layout.Layout:
-        """The stream's static layout of tokens, without tokens that heads add in training."""
-        return self._layout(stream, {})
-
-    def _layout(self, stream: str, extra: Mapping[str, int]) -> layout.Layout:
+    def layout(self, stream: str, head_tokens: bool = False) -> layouts.Layout:
+        """The stream's static layout; with `head_tokens`, those that heads add too (noisy actions)."""
         config = self.streams[stream]
         groups = []
         for name in config.groups:
             tokenizer = self.tokenizers[name]
             steps = config.window if tokenizer.per_step else 0
-            groups.append(layout.Group(name=name, tokens=tokenizer.num_tokens, steps=steps))
+            groups.append(layouts.Group(name=name, tokens=tokenizer.num_tokens, steps=steps))
         for name in config.readouts:
             count = self.model.readouts[name]
-            groups.append(layout.Group(name=f"readout_{name}", tokens=count, steps=config.window))
-        for name, count in extra.items():
-            groups.append(layout.Group(name=name, tokens=count, steps=config.window))
-        return layout.Layout.make(groups, config.window)
+            groups.append(layouts.Group(f"readout_{name}", tokens=count, steps=config.window))
+        for head in config.heads if head_tokens else ():
+            for name, count in self.heads[head].token_groups.items():
+                groups.append(layouts.Group(name, tokens=count, steps=config.window))
+        return layouts.Layout.make(groups, config.window)
 
     def _tokenize(self, batch: types.Batch, stream: str) -> dict[str, types.TokenGroup]:
         config = self.streams[stream]
@@ -185,47 +176,97 @@ class VLA(nn.Module):
         }
 
     def _forward(self, batch, stream, groups, extra, cond, cached=False):
-        """Runs the trunk over all groups: ({group: Output}, cache or None)."""
+        """Runs the trunk over all groups: ({group: Output}, cache or None).
+
+        `extra` are the tokens that heads add in training. With `cached`, the layout keeps room for
+        them and the cache can be decoded from.
+        """
         config = self.streams[stream]
         mask = batch.observation.timestep_mask  # [B, W]
-        tokens = {
-            name: group.tokens + self.positions[name](config.window) for name, group in groups.items()
-        }
-        valid = {name: group.valid for name, group in groups.items()}
+        tokens, valid = {}, {}
+        for name, group in groups.items():
+            table = self.positions[name](config.window)[None]  # [1, n, D] or [1, W, n, D]
+            tokens[name], valid[name] = group.tokens + table, group.valid
         for name in config.readouts:
-            table = self.positions[f"readout_{name}"](config.window)  # [1, W, R, D]
+            table = self.positions[f"readout_{name}"](config.window)[None]  # [1, W, R, D]
             tokens[f"readout_{name}"] = jnp.broadcast_to(table, (mask.shape[0], *table.shape[1:]))
-            count = self.model.readouts[name]
-            valid[f"readout_{name}"] = jnp.broadcast_to(mask[..., None], (*mask.shape, count))
-        for name, made in extra.items():
-            tokens[name] = made
-            valid[name] = jnp.broadcast_to(mask[..., None], made.shape[:3])
-        plan = self._layout(stream, {name: made.shape[2] for name, made in extra.items()})
-        joined, joined_valid = join(plan, tokens, valid)
-        joined, cache = self.trunk(joined, plan, joined_valid, cond=cond, cache=cached or None)
-        final = split(plan, joined)
+        for name, made in (tokens | extra).items():
+            if name not in valid:
+                valid[name] = jnp.broadcast_to(mask[..., None], made.shape[:3])
+        tokens |= extra
+        part = self.layout(stream, head_tokens=bool(extra))
+        whole, cache, slots = part, None, None
+        if cached:
+            whole = self.layout(stream, head_tokens=True)
+            cache = self.trunk.empty_cache(whole, mask.shape[0])
+            slots = np.sort(np.concatenate([whole.slot(g.name).reshape(-1) for g in part.groups]))
+        joined, cache = self.trunk(
+            layouts.join(part, tokens),
+            whole,
+            layouts.join_valid(part, valid),
+            cond=cond,
+            cache=cache,
+            slots=slots,
+        )
         outputs = {}
-        for name, value in final.items():
-            group = groups.get(name)
+        for name in tokens:
+            group = groups[name] if name in groups else None
             outputs[name] = types.Output(
                 stem=group.stem if group else None,
-                final=value,
+                final=layouts.pick(part, joined, name),
                 valid=valid[name],
                 grid=group.grid if group else None,
             )
         return outputs, cache
 
-    def _decode(self, batch, stream, groups, cond, cache):
-        """Runs head tokens {name: [B, n, D]} of the newest step over the cached trunk."""
-        added = {name: made.shape[1] for name, made in groups.items()}
-        plan = self._layout(stream, added)
-        tokens = jnp.concatenate(list(groups.values()), axis=1)
-        slots = np.concatenate([plan.slot(name)[-1] for name in groups])
-        valid = jnp.ones(tokens.shape[:2], bool)
-        final, cache = self.trunk.decode(tokens, plan, slots, valid, cond=cond, cache=cache)
-        ends = np.cumsum(list(added.values()))[:-1]
-        parts = jnp.split(final, ends, axis=1)
-        return dict(zip(added, parts, strict=True)), cache
+    def _decode(self, stream, groups, cond, cache):
+        """({group: [B, n, D]}, cache) of head tokens {group: [B, n, D]} of the newest step."""
+        whole = self.layout(stream, head_tokens=True)
+        order = sorted(groups, key=lambda name: int(whole.slot(name)[-1][0]))
+        tokens: dict[str, list] = {}
+        for name in order:
+            tokens.setdefault(whole.find(name).expert, []).append(groups[name])
+        slots = np.concatenate([whole.slot(name)[-1] for name in order])
+        batch_size = next(iter(groups.values())).shape[0]
+        joined, cache = self.trunk(
+            {expert: jnp.concatenate(parts, axis=1) for expert, parts in tokens.items()},
+            whole,
+            jnp.ones((batch_size, len(slots)), bool),
+            cond=cond,
+            cache=cache,
+            slots=slots,
+        )
+        outputs, start = {}, dict.fromkeys(joined, 0)
+        for name in order:
+            expert, count = whole.find(name).expert, groups[name].shape[1]
+            outputs[name] = joined[expert][:, start[expert] : start[expert] + count]
+            start[expert] += count
+        return outputs, cache
+
+
+def _text_embedding(context: types.Context, *, pool: str = "mean", templates: tuple[str, ...] = ()):
+    """The piece embeddings; `templates` ("touch the {name}") are left out of a pooled instruction."""
+    if context.text_tokenizer is None:
+        raise plugin.UserError("config.model.shared.text_embedding needs config.text_tokenizer.")
+    begins = []
+    for template in templates:
+        before, found, after = template.partition("{name}")
+        if not found or after.strip():
+            raise plugin.UserError(
+                f"config.model.shared.text_embedding.templates: {template!r} should end in {{name}}"
+            )
+        begins.append(tuple(context.text_tokenizer.encode(before.strip())))
+    return embedding.TextEmbedding(
+        vocabulary_size=context.vocabulary_size,
+        width=context.width,
+        pool=pool,
+        templates=tuple(begins),
+        dtype=context.dtype,
+    )
+
+
+def _grounding(context: types.Context, *, dim: int = 128):
+    return grounding.Grounding(dim=dim, dtype=context.dtype)
 
 
 def order_by_reads(where: str, reads: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -245,40 +286,3 @@ def order_by_reads(where: str, reads: Mapping[str, tuple[str, ...]]) -> tuple[st
     for name in reads:
         visit(name, ())
     return tuple(done)
-
-
-def join(plan: layout.Layout, tokens: Mapping[str, Any], valid: Mapping[str, Any]):
-    """Groups → ({expert: [B, L_e, D]}, valid [B, L]) in layout order."""
-    joined = {}
-    for expert in plan.experts:
-        names = [group.name for group in plan.groups if group.expert == expert]
-        joined[expert] = _in_order(plan, names, tokens)
-    return joined, _in_order(plan, [group.name for group in plan.groups], valid)
-
-
-def _in_order(plan, names, values):
-    steps = {group.name: group.steps for group in plan.groups}
-    parts = [values[name] for name in names if not steps[name]]
-    timed = [values[name] for name in names if steps[name]]
-    if timed:
-        stacked = jnp.concatenate(timed, axis=2)  # [B, W, m, …]
-        parts.append(stacked.reshape(stacked.shape[0], -1, *stacked.shape[3:]))
-    return jnp.concatenate(parts, axis=1)
-
-
-def split(plan: layout.Layout, joined: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The inverse of `join`: {group: [B, n, D] or [B, W, n, D]}."""
-    out = {}
-    for expert, tokens in joined.items():
-        groups = [group for group in plan.groups if group.expert == expert]
-        start = 0
-        for group in (g for g in groups if not g.steps):
-            out[group.name] = tokens[:, start : start + group.tokens]
-            start += group.tokens
-        timed = [group for group in groups if group.steps]
-        if timed:
-            rest = tokens[:, start:].reshape(tokens.shape[0], timed[0].steps, -1, tokens.shape[-1])
-            ends = np.cumsum([group.tokens for group in timed])[:-1]
-            parts = jnp.split(rest, ends, axis=2)
-            out |= {group.name: part for group, part in zip(timed, parts, strict=True)}
-    return {group.name: out[group.name] for group in plan.groups}

@@ -1,0 +1,122 @@
+"""What the card demo's configs share: the network, the web mixture, the optimizer (facts: README, docs/LOG.md).
+
+    tokens of `vl`     language │ primary (8 x 8) │ readout_point
+    tokens of `robot`  language │ primary (8 x 8) │ proprio │ readout_point │ readout_action
+
+The chain through the heads' `reads`: point → waypoint → action. `handed_over=False` is the plain form:
+the action head reads its readout and nothing else.
+"""
+
+from vla_jax.data.sources import _emoji, collage
+
+IMAGE = (96, 96)
+WEB_ARTISTS = ("twemoji", "fluent_flat", "fluent_3d")
+TEMPLATES = ("touch the {name}", "point to the {name}")
+
+
+def names(split: int) -> _emoji.Names:
+    """The names of A (demonstrations and web), B (web only), C (neither) of a split."""
+    return _emoji.split_names(_emoji.card_names(collage.ASSETS), split)
+
+
+def web_names(split: int, arm: str) -> tuple[str, ...]:
+    """The names that the web pictures show: A and B, or A alone in the arm `web_without_B`."""
+    drawn = names(split)
+    return drawn.a if arm == "web_without_B" else drawn.a + drawn.b
+
+
+def model(c, *, region_names, pool: str = "query", handed_over: bool = True) -> None:
+    """Fills `c.model`: .94M parameters, width 128, 3 layers (cards.md §4)."""
+    c.model.trunk = dict(width=128, depth=3, heads=4, mlp=256)
+    embedding = dict(pool="mean", templates=TEMPLATES) if pool == "template" else dict(pool=pool)
+    c.model.shared = dict(text_embedding=embedding, grounding=dict(dim=128))
+    c.model.tokenizers = dict(
+        language=dict(type="language", max_tokens=16, mode="pooled"),
+        primary=dict(
+            type="image_patch", view="primary", image_size=IMAGE, film="product", reads=("language",)
+        ),
+        proprio=dict(type="proprio", group="hand", size=3),
+    )
+    c.model.readouts = dict(point=1, action=1)
+    chain = dict(reads=("waypoint",), detach=("waypoint",), relative_to="hand") if handed_over else {}
+    c.model.heads = dict(
+        region_text=dict(type="region_text", image="primary", names=region_names),
+        point=dict(type="pointing", readout="point", image="primary"),
+        waypoint=dict(type="regression", target="waypoint", reads=("point",), hidden=(64,)),
+        action=dict(
+            type="regression",
+            target="action",
+            action_space="sawyer_xyz_gripper",
+            readout="action",
+            proprio=("hand",),
+            hidden=(256,),
+            **chain,
+        ),
+    )
+    c.model.rules = (
+        ("readout_point", "readout_point", "past_or_now"),
+        ("readout_action", "readout_action", "past_or_now"),
+        ("*", "readout_*", "never"),
+        ("*", "language", "all"),
+        ("language", "*", "never"),
+        ("*", "*", "past_or_now"),
+    )
+
+
+def web_stream(*, split: int, batch_size: int, arm: str) -> dict:
+    """The `vl` stream: collages composed on the fly, region-text and pointing."""
+    source = dict(
+        type="collage",
+        archives=("google",) if arm == "same_artist" else WEB_ARTISTS,
+        split=split,
+        names="a" if arm == "web_without_B" else "ab",
+    )
+    member = dict(collages=dict(source=source, weight=1.0))
+    return dict(
+        batch_size=batch_size,
+        groups=("language", "primary"),
+        readouts=("point",),
+        heads=("region_text", "point"),
+        objectives=dict(
+            region_text=dict(type="region_text", head="region_text"),
+            pointing=dict(type="pointing", head="point"),
+        ),
+        image_sizes=dict(primary=IMAGE),
+        mixture=member,
+        validation=member,
+    )
+
+
+def robot_stream(*, path: str, batch_size: int, handed_over: bool = True) -> dict:
+    """The `robot` stream: half of each batch from an episode's first 3 frames (cards.md §4)."""
+
+    def member(steps):
+        source = dict(
+            type="rlds", path=path, steps=steps, augment=dict(color=0.2, proprio_noise=0.03)
+        )
+        return dict(source=source, weight=1.0)
+
+    heads = ("point", "waypoint", "action") if handed_over else ("point", "action")
+    objectives = dict(
+        action=dict(type="action", head="action"),
+        pointing=dict(type="pointing", head="point"),
+    )
+    if handed_over:
+        objectives["waypoint"] = dict(type="waypoint", head="waypoint")
+    return dict(
+        batch_size=batch_size,
+        window=1,
+        action_horizon=8,
+        groups=("language", "primary", "proprio"),
+        readouts=("point", "action"),
+        heads=heads,
+        objectives=objectives,
+        image_sizes=dict(primary=IMAGE),
+        mixture=dict(demos=member(None), starts=member("[:3]")),
+        validation=dict(demos=member(None)),
+    )
+
+
+def optimizer(c, *, lr: float) -> None:
+    """AdamW, decay .01, clip 1, warm-up 100, cosine to 2% (cards.md §4)."""
+    c.optimizer = dict(lr=lr, schedule="cosine", warmup=100, final=0.02, weight_decay=0.01, clip=1.0)

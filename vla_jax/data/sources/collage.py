@@ -21,7 +21,6 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from vla_jax import plugin
@@ -209,7 +208,6 @@ def make(
       UserError: unknown archive, name, target, or letter in `names`; too few names for `count`;
         an instruction longer than the stream's max_tokens; no image size for `view`.
     """
-    cv2.setNumThreads(1)  # pictures this small lose a third of the time to cv2's own threads
     where = context.name
     style = Style(tuple(count), tuple(size), angle, card, tint, squash, lighting, extra)
     style.check(where)

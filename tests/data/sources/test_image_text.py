@@ -1,0 +1,225 @@
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vla_jax import plugin, types
+from vla_jax.codecs import text_tokenizer
+from vla_jax.data.sources import collage, image_text
+
+
+def png(colour, size=(20, 10)):
+    stream = io.BytesIO()
+    Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
+
+
+def write(path, members):
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = ["a red square", "a blue square", "a green picture", "describe the picture"]
+    return text_tokenizer.TextTokenizer.train(texts * 3)
+
+
+@pytest.fixture
+def members():
+    return {
+        "red.png": png((255, 0, 0)),
+        "red.txt": b"A red\n square\n",
+        "more/blue.json": json.dumps({"caption": ["a blue square", "blue"], "text": "b"}).encode(),
+        "more/blue.png": png((0, 0, 255)),
+        "more/blue.cls": b"3",
+    }
+
+
+def context_of(tokenizer, train=True, size=(8, 8), max_tokens=32):
+    return types.SourceContext(
+        name="captions",
+        stream="vl",
+        image_sizes={"primary": size},
+        max_tokens=max_tokens,
+        text_tokenizer=tokenizer,
+        train=train,
+    )
+
+
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+def test_pictures_and_captions_by_index(tmp_path, members, tokenizer):
+    path = write(tmp_path / "a.tar", members)
+    source = image_text.make(context_of(tokenizer), path=path, holdout=0)
+    assert len(source) == 2
+    for index, colour in ((1, (0, 0, 255)), (0, (255, 0, 0)), (1, (0, 0, 255))):
+        row = source.sample(index, rng(0))
+        image = row["observation"]["images"]["primary"]
+        assert image.shape == (1, 8, 8, 3) and (image == colour).all()
+        said = row["task"]["values"]["language"], row["task"]["masks"]["language"]
+        text, mask = row["targets"]["text"], row["target_masks"]["text"]
+        assert text[0] == tokenizer.bos_id and text[mask][-1] == tokenizer.eos_id
+        assert text[mask][1:-1].tolist() == said[0][said[1]].tolist()
+    assert source.captions(0) == ("A red square",)
+    assert source.captions(1) == ("a blue square", "blue", "b")
+    assert source.texts() == ["A red square", "a blue square", "blue", "b"]
+
+
+def test_a_row_is_a_function_of_index_and_rng(tmp_path, members, tokenizer):
+    path = write(tmp_path / "a.tar", members)
+    source = image_text.make(context_of(tokenizer), path=path, holdout=0, crop=0.5)
+    copy = pickle.loads(pickle.dumps(source))
+    said = set()
+    for seed in range(20):
+        row, again = source.sample(1, rng(seed)), copy.sample(1, rng(seed))
+        np.testing.assert_array_equal(row["targets"]["text"], again["targets"]["text"])
+        said.add(tokenizer.decode(row["targets"]["text"]))
+    assert said == {"a blue square", "blue", "b"}
+
+
+def test_an_instruction_instead_of_the_caption(tmp_path, members, tokenizer):
+    path = write(tmp_path / "a.tar", members)
+    source = image_text.make(
+        context_of(tokenizer), path=path, holdout=0, language="describe the picture"
+    )
+    row = source.sample(0, rng(0))
+    assert tokenizer.decode(row["task"]["values"]["language"]) == "describe the picture"
+    assert tokenizer.decode(row["targets"]["text"]) == "a red square"
+
+
+def test_transparency_is_laid_on_white(tmp_path, tokenizer):
+    path = write(tmp_path / "a.tar", {"a.png": png((0, 0, 0, 51)), "a.txt": b"a picture"})
+    row = image_text.make(context_of(tokenizer), path=path, holdout=0).sample(0, rng(0))
+    assert (row["observation"]["images"]["primary"] == 204).all()
+
+
+def test_held_out_pictures_are_chosen_by_key(tmp_path, tokenizer):
+    members = {}
+    for i in range(60):
+        members |= {f"{i}.png": png((i, i, i)), f"{i}.txt": b"a picture"}
+    path = write(tmp_path / "a.tar", members)
+    parts = [
+        {
+            int(source.sample(i, rng(0))["observation"]["images"]["primary"][0, 0, 0, 0])
+            for i in range(len(source))
+        }
+        for train in (True, False)
+        for source in [image_text.make(context_of(tokenizer, train), path=path, holdout=0.2)]
+    ]
+    assert parts[0] | parts[1] == set(range(60)) and not parts[0] & parts[1]
+    assert 4 <= len(parts[1]) <= 20
+
+
+def test_held_out_crops_are_the_middle(tmp_path, tokenizer):
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, 10:20] = 255
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "png")
+    path = write(tmp_path / "a.tar", {"a.png": stream.getvalue(), "a.txt": b"a picture"})
+    source = image_text.make(context_of(tokenizer, False), path=path, holdout=0.999999, crop=0.5)
+    assert (source.sample(0, rng(0))["observation"]["images"]["primary"] == 255).all()
+
+
+def test_shards_in_a_folder_and_the_stream_s_other_targets(tmp_path, members, tokenizer):
+    write(tmp_path / "b.tar", {"z.png": png((9, 9, 9)), "z.txt": b"a picture"})
+    write(tmp_path / "a.tar", members)
+    targets = ("text", "point", "region_point", "region_name")
+    source = image_text.make(
+        context_of(tokenizer), path=str(tmp_path), holdout=0, targets=targets, regions=5
+    )
+    assert len(source) == 3 and source.captions(2) == ("a picture",)
+    row = source.sample(2, rng(0))
+    other = collage.make(context_of(tokenizer), targets=targets).context
+    assert row["targets"]["region_point"].shape == (1, 5, 2)
+    assert not row["target_masks"]["region_point"].any() and other.window == 1
+    pattern = image_text.make(context_of(tokenizer), path=str(tmp_path / "b*.tar"), holdout=0)
+    assert len(pattern) == 1 and pattern.fingerprint != source.fingerprint
+
+
+def test_the_emoji_archives_are_image_text_shards():
+    path = collage.ASSETS / "twemoji.tar"
+    context = context_of(None)
+    source = image_text.make(context, path=str(path), holdout=0)
+    texts = source.texts()
+    assert len(texts) == len(source) and "rainbow" in texts
+    tokenizer = text_tokenizer.TextTokenizer.train(texts)
+    source = image_text.make(context_of(tokenizer, max_tokens=64), path=str(path), holdout=0)
+    row = source.sample(0, rng(0))
+    assert row["observation"]["images"]["primary"].shape == (1, 8, 8, 3)
+    with pytest.raises(plugin.UserError, match="vla data text-tokenizer"):
+        image_text.make(context, path=str(path)).sample(0, rng(0))
+
+
+def test_the_noto_fixture(fixtures_dir):
+    path = str(fixtures_dir / "noto_emoji_256.tar")
+    texts = image_text.make(context_of(None), path=path, holdout=0).texts()
+    assert len(texts) == 256
+    tokenizer = text_tokenizer.TextTokenizer.train(texts)
+    context = context_of(tokenizer, size=(96, 96), max_tokens=64)
+    source = image_text.make(context, path=path, holdout=0)
+    for index in (0, 255):
+        row = source.sample(index, rng(0))
+        assert row["observation"]["images"]["primary"].std() > 10
+        assert tokenizer.decode(row["targets"]["text"]) == source.captions(index)[0].lower()
+
+
+def test_a_caption_that_is_too_long(tmp_path, members, tokenizer):
+    path = write(tmp_path / "a.tar", members)
+    context = context_of(tokenizer, max_tokens=4)
+    with pytest.raises(plugin.UserError, match=r"a.tar: red: .*max_tokens is 4.*cut=True"):
+        image_text.make(context, path=path, holdout=0).sample(0, rng(0))
+    row = image_text.make(context, path=path, holdout=0, cut=True).sample(0, rng(0))
+    assert row["target_masks"]["text"].all()
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        ({"a.png": png((0, 0, 0))}, r"a.tar: a: no caption, it has \['png'\]"),
+        ({"a.txt": b"a"}, "a.tar: a: no picture"),
+        ({"a.png": b"", "a.txt": b"a"}, "0 bytes that are no readable image"),
+        ({"a.png": png((0, 0, 0))[:40], "a.txt": b"a"}, "no readable image"),
+        ({"a.jpg": b"\xff\xd8broken", "a.txt": b"a"}, "no readable image"),
+        ({"a.png": png((0, 0, 0)), "a.txt": b" "}, "a.tar: a.txt: no caption"),
+        ({"a.png": png((0, 0, 0)), "a.json": b'{"title": "x"}'}, "'caption', 'text'"),
+        ({"a.png": png((0, 0, 0)), "a.json": b"{"}, "no JSON"),
+        ({"a.png": png((0, 0, 0)), "a.json": b"[1]"}, "no caption"),
+        ({}, "0 pictures"),
+    ],
+)
+def test_broken_samples(tmp_path, tokenizer, broken, message):
+    path = write(tmp_path / "a.tar", broken)
+    with pytest.raises(plugin.UserError, match=message):
+        image_text.make(context_of(tokenizer), path=path, holdout=0).sample(0, rng(0))
+
+
+def test_broken_tars(tmp_path, members, tokenizer):
+    context = context_of(tokenizer)
+    whole = (tmp_path / "whole.tar", write(tmp_path / "whole.tar", members))[0].read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:600])
+    (tmp_path / "text.tar").write_bytes(b"no tar at all" * 100)
+    (tmp_path / "empty.tar").write_bytes(b"")
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
+        tar.add(tmp_path / "text.tar", "a.png")
+    for name in ("cut", "text", "packed", "empty"):
+        with pytest.raises(plugin.UserError, match=f"{name}.tar: got .*no whole, uncompressed tar"):
+            image_text.make(context, path=str(tmp_path / f"{name}.tar"))
+    with pytest.raises(plugin.UserError, match="no tar at"):
+        image_text.make(context, path=str(tmp_path / "absent.tar"))
+    source = image_text.make(context, path=str(tmp_path / "whole.tar"), holdout=0)
+    (tmp_path / "whole.tar").write_bytes(whole[:512])
+    with pytest.raises(plugin.UserError, match="has changed since"):
+        source.sample(0, rng(0))
+    with pytest.raises(plugin.UserError, match="crop=0"):
+        image_text.make(context, path=str(tmp_path / "whole.tar"), crop=0)

@@ -33,6 +33,7 @@ class Episode:
       embodiment, action_space: names (see embodiments/).
       cameras: view -> float32 [3, 4], (world xyz in m, 1) to (x, y, w), x/w right and y/w down in
         fractions of the image.
+      image_masks: view -> bool [T] for views that lack some steps' images.
       metadata: what else the data set says about the episode.
     """
 
@@ -44,6 +45,7 @@ class Episode:
     embodiment: str
     action_space: str
     cameras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    image_masks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     metadata: Mapping = dataclasses.field(default_factory=dict)
 
 

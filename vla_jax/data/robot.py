@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -18,10 +17,8 @@ import numpy as np
 from vla_jax import plugin
 from vla_jax.data import augment as augment_lib
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import images, window
+from vla_jax.data import fit, images, selection, window
 from vla_jax.types import SourceContext
-
-STEPS = re.compile(r"\[(-?\d*):(-?\d*)(?::(\d*))?\]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +28,14 @@ class Reading:
     Attributes:
       holdout: share of the episodes kept for validation (at least one, if not 0), by a hash of
         (holdout_seed, episode id). `context.train` says which part is read.
-      steps: which steps samples start at, a Python slice per episode: "[:3]", "[10:]".
-      stride: every how many of those.
+      stride: every how many of an episode's steps (with an image of each view) a sample starts.
+      steps: which of those, a Python slice per episode: "[:3]", "[10:]".
       language: "required" (an episode without an instruction is an error) or "optional".
       dataset_key: the row of the normalizer; None = the data set's name.
       waypoint_group: proprio group whose last reading is the target `waypoint` [W, P].
       point_view: view in which that reading is the target `point` [W, 2].
-      optional_views: views that may be absent (zeros, mask False).
+      optional_views: views that may be absent (zeros, mask False); samples start only at steps
+        with an image of each other view.
       augment: see augment.Augment.make; off where `context.train` is False.
     """
 
@@ -73,21 +71,31 @@ class RobotRows:
         self.context, self.episodes, self.read, self.reading = context, episodes, read, reading
         self.where = f"{context.stream}.{context.name} ({episodes.where})"
         self.dataset_key = reading.dataset_key or episodes.name
-        self.embodiment = _named(
+        self.embodiment = fit.named(
             f"{self.where}: embodiment", episodes.embodiment, context.embodiments
         )
-        self.action_space = _named(
+        self.action_space = fit.named(
             f"{self.where}: action space", episodes.action_space, context.action_spaces
         )
         self.augment = augment_lib.Augment.make(
             self.where, reading.augment if context.train else {}
         )
         self.groups = _groups(context)
-        _check_sizes(self)
-        self.selected = split(
+        fit.check(
+            self.where,
+            context,
+            episodes,
+            self.embodiment,
+            self.action_space,
+            reading.optional_views,
+        )
+        self.selected = selection.split(
             self.where, episodes.ids, reading.holdout, reading.holdout_seed, context.train
         )
-        self._samples = _samples(self)
+        required = [v for v in context.image_sizes if v not in reading.optional_views]
+        self._samples = selection.starts(
+            self.where, episodes, self.selected, required, reading.stride, reading.steps
+        )
         self._language = _language(self)
         self._set_normalizer()
         self._waypoint, self._point = _endpoints(self)
@@ -121,11 +129,11 @@ class RobotRows:
         }
 
     def statistics_columns(self) -> dict[str, dict]:
-        """field -> values [N, D], counts [N], active [D], unit_scale [D], of the training episodes."""
-        train = split(
+        """Field -> values [N, D], counts [N], active [D], unit_scale [D], of the training episodes."""
+        train = selection.split(
             self.where, self.episodes.ids, self.reading.holdout, self.reading.holdout_seed, True
         )
-        rows = _rows_of(self.episodes, train)
+        rows = selection.rows(self.episodes, train)
         first = np.repeat(self.episodes.start[train], self.episodes.lengths[train])
         # Step i of an episode stands in the chunks that start at steps i-C+1 .. i.
         counts = np.minimum(rows - first + 1, self.context.action_horizon)
@@ -228,11 +236,6 @@ class RobotRows:
                 if data:
                     frames[slot] = images.resize(images.decode(data, self._at(view, row)), size)
                     mask[slot] = True
-                elif view not in self.reading.optional_views:
-                    raise plugin.UserError(
-                        f"{self._at(view, row)}: an empty image; name the view in optional_views if "
-                        "it may be absent"
-                    )
         if self.augment.color and mask.any():
             frames = augment_lib.jitter(self.augment, key, view, frames)
             frames[~mask] = 0
@@ -282,32 +285,12 @@ class RobotRows:
         }
 
     def _rows(self) -> np.ndarray:
-        return _rows_of(self.episodes, self.selected)
+        return selection.rows(self.episodes, self.selected)
 
     def _at(self, view: str, row: int) -> str:
         episode = int(np.searchsorted(self.episodes.start, row, side="right")) - 1
         step = self.episodes.step[row]
         return f"{self.where}: episode {self.episodes.ids[episode]}, step {step}, view {view}"
-
-
-def split(where: str, ids, holdout: float, seed: int, train: bool) -> np.ndarray:
-    """int64, the episodes of the training or the held-out part, in order of storage.
-
-    The held-out ones are the round(holdout * E), at least one, with the smallest hash of (seed, id):
-    the order of storage does not matter. Raises UserError where a part is empty.
-    """
-    if not 0 <= holdout < 1:
-        raise plugin.UserError(f"{where}: holdout={holdout}, expected 0 <= holdout < 1")
-    count = max(1, round(holdout * len(ids))) if holdout else 0
-    ranks = [hashlib.blake2b(f"{seed}/{id_}".encode(), digest_size=8).digest() for id_ in ids]
-    held = sorted(range(len(ids)), key=ranks.__getitem__)[:count]
-    part = np.setdiff1d(np.arange(len(ids)), held) if train else np.sort(np.asarray(held, np.int64))
-    if len(part) == 0:
-        kind = "training" if train else "held-out"
-        raise plugin.UserError(
-            f"{where}: no {kind} episodes: {len(ids)} episodes with holdout={holdout}; change holdout"
-        )
-    return part
 
 
 def project(camera: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -320,29 +303,6 @@ def project(camera: np.ndarray, points: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         place = seen[..., :2] / seen[..., 2:]
     return np.where(seen[..., 2:] > 0, place, np.nan).astype(np.float32)
-
-
-def _samples(source: RobotRows) -> np.ndarray:
-    reading = source.reading
-    if reading.stride < 1:
-        raise plugin.UserError(f"{source.where}: stride={reading.stride}, expected at least 1")
-    which = slice(None)
-    if reading.steps is not None:
-        match = STEPS.fullmatch(reading.steps.replace(" ", ""))
-        if not match:
-            raise plugin.UserError(
-                f"{source.where}: steps={reading.steps!r}, expected a slice such as '[:3]' or '[2:-1]'"
-            )
-        which = slice(*(int(g) if g else None for g in match.groups()))
-    lengths = source.episodes.lengths
-    parts = []
-    for episode in source.selected.tolist():
-        steps = np.arange(lengths[episode])[which][:: reading.stride]
-        parts.append(np.stack([np.full(len(steps), episode), steps], axis=1))
-    samples = np.concatenate(parts).astype(np.int32)
-    if len(samples) == 0:
-        raise plugin.UserError(f"{source.where}: steps={reading.steps!r} leaves no sample")
-    return samples
 
 
 def _language(source: RobotRows):
@@ -402,64 +362,6 @@ def _groups(context: SourceContext) -> dict[str, int]:
         for group in embodiment.proprio:
             sizes[group.name] = max(sizes.get(group.name, 0), group.size)
     return sizes
-
-
-def _check_sizes(source: RobotRows) -> None:
-    context, episodes, where = source.context, source.episodes, source.where
-    got, space, body = episodes.action.shape[1], source.action_space, source.embodiment
-    if space.name not in [s.name for s in body.action_spaces]:
-        known = [s.name for s in body.action_spaces]
-        raise plugin.UserError(
-            plugin.unknown(f"{where}: action space of {body.name}", space.name, known)
-        )
-    if got != space.size:
-        raise plugin.UserError(
-            f"{where}: actions of {got} numbers, expected {space.size} as the action space "
-            f"{space.name!r} says; name another action_space or correct embodiments/{body.name}"
-        )
-    if space.size > context.action_size:
-        raise plugin.UserError(
-            f"{where}: actions of {space.size} numbers, the stream's action_size is "
-            f"{context.action_size}; raise it"
-        )
-    for group in body.proprio:
-        if group.name not in episodes.proprio:
-            known = episodes.proprio
-            raise plugin.UserError(
-                plugin.unknown(
-                    f"{where}: proprio group of {body.name} that the data lack", group.name, known
-                )
-            )
-        size = episodes.proprio[group.name].shape[1]
-        if size != group.size:
-            raise plugin.UserError(
-                f"{where}: proprio {group.name!r} has {size} numbers, expected {group.size} as "
-                f"embodiment {body.name!r} says; correct the embodiment or the standardizer"
-            )
-    for view in context.image_sizes:
-        if view not in episodes.frames and view not in source.reading.optional_views:
-            raise plugin.UserError(
-                plugin.unknown(
-                    f"{where}: view (or name it in optional_views)", view, episodes.frames
-                )
-            )
-        if view in episodes.frames and view not in body.views:
-            raise plugin.UserError(
-                plugin.unknown(f"{where}: view of {body.name}", view, body.views)
-            )
-
-
-def _named(where: str, name: str, known):
-    table = {item.name: item for item in known}
-    if name not in table:
-        raise plugin.UserError(
-            plugin.unknown(where, name, table) + " Add it to the config's embodiments."
-        )
-    return table[name]
-
-
-def _rows_of(episodes: episodes_lib.Episodes, selected: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.arange(*episodes.start[e : e + 2]) for e in selected.tolist()])
 
 
 def _hash(*parts) -> str:

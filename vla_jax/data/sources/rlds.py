@@ -12,6 +12,8 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from vla_jax import plugin
 from vla_jax.data import episodes, robot
 from vla_jax.data.sources import _rlds_folder
@@ -97,13 +99,11 @@ def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes.Episodes:
         if missing:
             raise plugin.UserError(f"{record.where}: lacks {missing}, which features.json promises")
         episode = standardizer.episode(record.columns, record.length, record.where)
-        frames = {
-            view: (
-                record.columns[name].offsets[episode.steps],
-                record.columns[name].lengths[episode.steps],
-            )
-            for view, name in views.items()
-        }
+        frames = {}
+        for view, name in views.items():
+            spans = record.columns[name][episode.steps]
+            mask = episode.image_masks.get(view, True)
+            frames[view] = (spans.offsets, np.where(mask, spans.lengths, 0))
         rows.append((episode, frames, record.shard, record.number, record.offset))
     return episodes.collect(where, folder.name, rows, tuple(views))
 

@@ -31,7 +31,7 @@ class Row:
       proprio: group -> its vector.
       language: text column.
       drop_first: leading steps to leave out.
-      episode_id: column of episode_metadata; None: the place of the record is its id.
+      episode_id: columns of episode_metadata that name an episode together; none: its place does.
     """
 
     embodiment: str
@@ -41,7 +41,7 @@ class Row:
     proprio: Mapping[str, tuple[Field, ...]]
     language: str
     drop_first: int = 0
-    episode_id: str | None = None
+    episode_id: tuple[str, ...] = ()
 
 
 class TableStandardizer:
@@ -52,7 +52,7 @@ class TableStandardizer:
         self.row = row
 
     def views(self, features: Iterable[str]) -> dict[str, str]:
-        """view -> full name of its image column; UserError where the data set lacks it."""
+        """View -> full name of its image column; UserError where the data set lacks it."""
         return {
             view: _known(self.name, column, features) for view, column in self.row.views.items()
         }
@@ -62,8 +62,8 @@ class TableStandardizer:
         fields = [*self.row.action, *(f for group in self.row.proprio.values() for f in group)]
         wanted = [field.column for field in fields] + [self.row.language]
         names = {_known(self.name, column, features) for column in wanted}
-        if self.row.episode_id is not None:
-            names.add(_known(self.name, self.row.episode_id, features, "episode_metadata/"))
+        for column in self.row.episode_id:
+            names.add(_known(self.name, column, features, "episode_metadata/"))
         return names
 
     def episode(self, columns: Mapping, length: int, where: str) -> episodes.Episode:
@@ -82,9 +82,9 @@ class TableStandardizer:
                 f"{where}: {length} steps, of which the row {self.name!r} drops the first "
                 f"{self.row.drop_first}; remove this episode"
             )
-        id_ = self.row.episode_id and columns[f"episode_metadata/{self.row.episode_id}"]
+        id_ = "#".join(str(columns[f"episode_metadata/{c}"]) for c in self.row.episode_id)
         return episodes.Episode(
-            id=where if id_ is None else str(id_),
+            id=id_ or where,
             steps=np.arange(length)[keep],
             action=vector(self.row.action),
             proprio={group: vector(fields) for group, fields in self.row.proprio.items()},

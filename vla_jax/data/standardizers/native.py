@@ -18,6 +18,7 @@ from vla_jax import plugin
 from vla_jax.data import episodes
 
 IMAGES = "steps/observation/images/"
+IMAGE_MASKS = "steps/observation/image_masks/"
 PROPRIO = "steps/observation/proprio/"
 METADATA = "episode_metadata/"
 REQUIRED = (
@@ -39,7 +40,7 @@ class NativeStandardizer:
     """Takes columns as they are; views and proprio groups are those that the data set has."""
 
     def views(self, features: Iterable[str]) -> dict[str, str]:
-        """view -> full name of its image column."""
+        """View -> full name of its image column."""
         return {name.removeprefix(IMAGES): name for name in features if name.startswith(IMAGES)}
 
     def columns(self, features: Iterable[str]) -> set[str]:
@@ -51,7 +52,9 @@ class NativeStandardizer:
                 "`vla data collect` writes. For other data name a standardizer, e.g. "
                 "dict(type='oxe', row='bridge')."
             )
-        return {n for n in features if n.startswith((PROPRIO, METADATA)) or n in REQUIRED}
+        return {
+            n for n in features if n.startswith((PROPRIO, METADATA, IMAGE_MASKS)) or n in REQUIRED
+        }
 
     def episode(self, columns: Mapping, length: int, where: str) -> episodes.Episode:
         """The episode in our nouns; `columns` are those named by `columns`."""
@@ -77,6 +80,11 @@ class NativeStandardizer:
             language=[text.strip() for text in columns["steps/language_instruction"]],
             embodiment=str(metadata["embodiment"]),
             action_space=str(metadata["action_space"]),
+            image_masks={
+                name.removeprefix(IMAGE_MASKS): value.astype(bool)
+                for name, value in columns.items()
+                if name.startswith(IMAGE_MASKS)
+            },
             cameras=cameras,
             metadata={k: v for k, v in metadata.items() if not k.startswith("camera/")},
         )

@@ -11,7 +11,7 @@ ROWS = {
     # every episode is zero and is left out, as OpenVLA does (prismatic/vla/datasets/rlds/oxe/transforms.py,
     # bridge_orig_dataset_transform). The flags has_image_* are wrong and are not read.
     "bridge": Row(
-        embodiment="widowx_bridge",
+        embodiment="widowx",
         action_space="ee_delta_gripper",
         views={
             "primary": "observation/image_0",
@@ -21,7 +21,7 @@ ROWS = {
         proprio={"ee": (Field("observation/state"),)},  # xyz, rpy, gripper
         language="language_instruction",
         drop_first=1,
-        episode_id="episode_id",
+        episode_id=("file_path", "episode_id"),  # the number alone repeats
     ),
 }
 DEBUG: dict = {}

@@ -1,0 +1,71 @@
+"""Whether a table of episodes fits the body it names and the stream it feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vla_jax import plugin
+from vla_jax.data.episodes import Episodes
+from vla_jax.types import ActionSpace, Embodiment, SourceContext
+
+
+def check(
+    where: str,
+    context: SourceContext,
+    episodes: Episodes,
+    body: Embodiment,
+    space: ActionSpace,
+    optional_views: Sequence[str],
+) -> None:
+    """Raises UserError unless actions, proprio and views are those of the body and the stream."""
+    got = episodes.action.shape[1]
+    if space.name not in [s.name for s in body.action_spaces]:
+        known = [s.name for s in body.action_spaces]
+        raise plugin.UserError(
+            plugin.unknown(f"{where}: action space of {body.name}", space.name, known)
+        )
+    if got != space.size:
+        raise plugin.UserError(
+            f"{where}: actions of {got} numbers, expected {space.size} as the action space "
+            f"{space.name!r} says; name another action_space or correct embodiments/{body.name}"
+        )
+    if space.size > context.action_size:
+        raise plugin.UserError(
+            f"{where}: actions of {space.size} numbers, the stream's action_size is "
+            f"{context.action_size}; raise it"
+        )
+    for group in body.proprio:
+        if group.name not in episodes.proprio:
+            known = episodes.proprio
+            raise plugin.UserError(
+                plugin.unknown(
+                    f"{where}: proprio group of {body.name} that the data lack", group.name, known
+                )
+            )
+        size = episodes.proprio[group.name].shape[1]
+        if size != group.size:
+            raise plugin.UserError(
+                f"{where}: proprio {group.name!r} has {size} numbers, expected {group.size} as "
+                f"embodiment {body.name!r} says; correct the embodiment or the standardizer"
+            )
+    for view in context.image_sizes:
+        if view not in episodes.frames and view not in optional_views:
+            raise plugin.UserError(
+                plugin.unknown(
+                    f"{where}: view (or name it in optional_views)", view, episodes.frames
+                )
+            )
+        if view in episodes.frames and view not in body.views:
+            raise plugin.UserError(
+                plugin.unknown(f"{where}: view of {body.name}", view, body.views)
+            )
+
+
+def named(where: str, name: str, known):
+    """The item of that name; UserError for an unknown one."""
+    table = {item.name: item for item in known}
+    if name not in table:
+        raise plugin.UserError(
+            plugin.unknown(where, name, table) + " Add it to the config's embodiments."
+        )
+    return table[name]

@@ -1,9 +1,9 @@
 """WidowX 250 6-DoF as recorded in BridgeData V2 (Walke et al. 2023): end-effector deltas at 5 Hz.
 
 Bridge stores what was commanded: a displacement of the measured end effector, xyz in metres and
-roll-pitch-yaw in radians, both in the base frame, and the wished gripper opening (1 = open). The first
-action of an episode is zero. Octo relabels xyz and rpy as the difference of two measured readings
-(`label="reached"`); that relabelling is the standardizer's business.
+roll-pitch-yaw in radians, both in the base frame, and the wished gripper opening (1 = open). The
+first action of an episode is zero. Octo relabels xyz and rpy as the difference of two measured
+readings (`label="reached"`); that relabelling is the standardizer's business.
 """
 
 from vla_jax.types import ActionGroup, ActionSpace, Embodiment, ProprioGroup

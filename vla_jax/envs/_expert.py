@@ -20,8 +20,8 @@ SHOVE_STEPS = (3, 8)
 def expert_action(hand: np.ndarray, card: np.ndarray) -> np.ndarray:
     """Towards the card along a cone over its centre: float32 [3] within ±1.
 
-    `hand` is the fingertip [3] and `card` the centre [2], in m. Far away the aim is 10 cm higher, so that
-    the hand does not sweep over the other cards.
+    `hand` is the fingertip [3] and `card` the centre [2], in m. Far away the aim is 10 cm higher,
+    so that the hand does not sweep over the other cards.
     """
     radius = np.linalg.norm(card - hand[:2])
     height = HEIGHT + np.clip(1.5 * (radius - 0.02), 0.0, 0.10)

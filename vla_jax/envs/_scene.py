@@ -30,13 +30,8 @@ HAND_START = ((-0.20, 0.20), (0.44, 0.52), (0.20, 0.28))  # m, of the mocap targ
 MOCAP_LOW, MOCAP_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])
 PICTURE, MARGIN = 64, 4  # px: the sprite and the white border around it
 TEXTURE = PICTURE + 2 * MARGIN
-HIDDEN = (
-    "pedestal",
-    "base",
-    "l0",
-    "l1",
-    "head",
-)  # meshes that would hide the table from the cameras
+# Meshes that would hide the table from the cameras; l2, l3 and tablebody are out of the picture.
+HIDDEN = ("pedestal", "base", "l0", "l1", "l2", "l3", "head", "tablebody")
 HIDDEN_BODIES = ("controller_box", "pedestal_feet", "torso")
 FLAGS_OFF = (
     mujoco.mjtRndFlag.mjRND_SHADOW,
@@ -65,7 +60,8 @@ class Camera:
     def matrix(self) -> np.ndarray:
         """Projection of a square picture: float32 [3, 4], (u, v, w) = M @ [x, y, z, 1].
 
-        x = u / w (right) and y = v / w (down) are fractions of the picture, both in [0, 1] inside it.
+        x = u / w (right) and y = v / w (down) are fractions of the picture, both in [0, 1] inside
+        it.
         """
         right, up, forward = self.axes()
         focal = 0.5 / np.tan(np.deg2rad(self.fovy) / 2)
@@ -83,7 +79,7 @@ CAMERAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where things are at the start: a pure function of a seed, whatever is printed on the cards."""
+    """Where things are at the start: a function of a seed, whatever the cards show."""
 
     positions: np.ndarray  # float64 [4, 2], x and y of the card centres, m
     angles: np.ndarray  # float64 [4], turn about z, rad
@@ -91,7 +87,7 @@ class Layout:
 
 
 def draw_layout(seed: int) -> Layout:
-    """The layout of `seed`: cards uniform over the table given their distances (joint rejection)."""
+    """The layout of `seed`: cards uniform given their distances (joint rejection)."""
     rng = np.random.Generator(np.random.Philox(key=_key(seed, 1)))
     low, high = np.array([CARD_X, CARD_Y]).T
     upper = np.triu_indices(NUM_CARDS, 1)
@@ -110,7 +106,7 @@ def draw_layout(seed: int) -> Layout:
 def draw_cards(
     seed: int, targets, others, target: str | None = None
 ) -> tuple[str, tuple[str, ...]]:
-    """(target, the four names in slot order) of `seed`: target from `targets`, distractors from `others`.
+    """(target, the four names in slot order) of `seed`: target of `targets`, the rest of `others`.
 
     `target` fixes the target instead of drawing it. Raises UserError when there are too few names.
     """
@@ -134,11 +130,12 @@ def _key(seed: int, use: int) -> np.ndarray:
 
 
 def card_texture(picture: np.ndarray) -> np.ndarray:
-    """A 64 px RGBA sprite on white with a 4 px margin: uint8 [72, 72, 3]; UserError on another shape."""
+    """uint8 [72, 72, 3]: a 64 px RGBA sprite on white with a margin; UserError on another shape."""
     picture = np.asarray(picture)
     if picture.shape != (PICTURE, PICTURE, 4) or picture.dtype != np.uint8:
         raise UserError(
-            f"card picture: got {picture.dtype} {picture.shape}, expected uint8 {(PICTURE, PICTURE, 4)}"
+            f"card picture: got {picture.dtype} {picture.shape}, "
+            f"expected uint8 {(PICTURE, PICTURE, 4)}"
         )
     alpha = picture[..., 3:].astype(np.float32) / 255.0
     card = np.full((TEXTURE, TEXTURE, 3), 255, np.uint8)
@@ -147,7 +144,7 @@ def card_texture(picture: np.ndarray) -> np.ndarray:
     return card
 
 
-def compile_model(pictures) -> tuple[mujoco.MjModel, dict[str, int]]:
+def compile_model(pictures, image_size: int) -> tuple[mujoco.MjModel, dict[str, int]]:
     """One compiled model that holds every picture: (model, name -> material id).
 
     Cards are bodies `card0`..`card3` with one geom each, without contacts; reach-v3's puck is gone.
@@ -157,7 +154,7 @@ def compile_model(pictures) -> tuple[mujoco.MjModel, dict[str, int]]:
         str(pathlib.Path(package) / "assets" / "sawyer_xyz" / "sawyer_reach_v3.xml")
     )
     spec.detach_body(spec.body("obj"))
-    for i, name in enumerate(pictures):
+    for name in pictures:
         spec.add_texture(
             name=f"card/{name}",
             type=mujoco.mjtTexture.mjTEXTURE_2D,
@@ -183,6 +180,7 @@ def compile_model(pictures) -> tuple[mujoco.MjModel, dict[str, int]]:
     _write_textures(model, pictures)
     _place_cameras(model)
     _hide(model)
+    model.vis.global_.offwidth = model.vis.global_.offheight = image_size  # less to clear per frame
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 512
     # Meta-World resets the weld between the mocap body and the hand like this (reset_mocap_welds).

@@ -42,10 +42,10 @@ def make(
     views: Sequence[str] | None = None,
     image_size: int = 96,
 ) -> CardsEnv:
-    """The card scene with `pictures` (name -> uint8 [64, 64, 4] RGBA) ready to be laid on the table.
+    """The card scene with `pictures` (name -> uint8 [64, 64, 4] RGBA) ready for the table.
 
-    `embodiment` is a file of embodiments/ and fixes the action's size; `views` defaults to all of its
-    views. Raises UserError on an unknown view or embodiment and on pictures of another shape.
+    `embodiment` is a file of embodiments/ and fixes the action's size; `views` defaults to all of
+    its views. Raises UserError on an unknown view or embodiment and on pictures of another shape.
     """
     del context
     body = plugin.module("embodiments", embodiment).EMBODIMENT
@@ -53,7 +53,7 @@ def make(
 
 
 class CardsEnv:
-    """One scene and its renderer; use it in the thread that made it (OpenGL contexts are thread-bound)."""
+    """One scene and its renderer; use it in the thread that made it (OpenGL is thread-bound)."""
 
     def __init__(self, pictures, embodiment, views, image_size):
         """See `make`."""
@@ -62,7 +62,7 @@ class CardsEnv:
                 raise plugin.UserError(plugin.unknown("cards: view", view, _scene.CAMERAS))
         self.embodiment, self.views, self.image_size = embodiment, views, image_size
         self.action_space = embodiment.action_spaces[0]
-        self._model, self._materials = _scene.compile_model(pictures)
+        self._model, self._materials = _scene.compile_model(pictures, image_size)
         self._data = mujoco.MjData(self._model)
         self._renderer = None
         self._tips = [self._model.site(f"{side}EndEffector").id for side in ("left", "right")]
@@ -78,7 +78,8 @@ class CardsEnv:
     @property
     def hand(self) -> np.ndarray:
         """The fingertip (Meta-World's tcp_center) in m: float64 [3]."""
-        return self._data.site_xpos[self._tips].mean(0)
+        left, right = self._tips
+        return (self._data.site_xpos[left] + self._data.site_xpos[right]) / 2
 
     @property
     def goal(self) -> np.ndarray:
@@ -86,14 +87,15 @@ class CardsEnv:
         return self.layout.positions[self.cards.index(self.target)]
 
     def camera_matrix(self, view: str) -> np.ndarray:
-        """Projection to picture fractions, float32 [3, 4]: (u, v, w) = M @ [x, y, z, 1], (u/w, v/w)."""
+        """float32 [3, 4], to picture fractions: (u, v, w) = M @ [x, y, z, 1], (u/w, v/w)."""
         return _scene.CAMERAS[view].matrix()
 
     def reset(self, seed: int, target: str, cards: Sequence[str], *, render: bool = True) -> dict:
         """Lays `cards` (4 names) out as `seed` says and returns the first observation.
 
-        The layout is a function of `seed` alone: the same seed with other cards has the same places.
-        Raises UserError when a card has no picture, a name stands twice or the target is not among them.
+        The layout is a function of `seed` alone: the same seed with other cards has the same
+        places. Raises UserError when a card has no picture, a name stands twice or the target is
+        not among them.
         """
         cards = tuple(cards)
         if len(cards) != _scene.NUM_CARDS or len(set(cards)) != len(cards) or target not in cards:
@@ -123,8 +125,8 @@ class CardsEnv:
     def step(self, action: np.ndarray, *, render: bool = True) -> tuple[dict, dict]:
         """One control tick: (observation, info); `action` as the embodiment's action space says.
 
-        Position deltas are clipped to ±1 as in Meta-World. `render=False` leaves the images out. Raises
-        UserError on an action of another size or with values that are not finite.
+        Position deltas are clipped to ±1 as in Meta-World. `render=False` leaves the images out.
+        Raises UserError on an action of another size or with values that are not finite.
         """
         action = np.asarray(action, np.float64)
         if action.shape != (self.action_space.size,) or not np.all(np.isfinite(action)):

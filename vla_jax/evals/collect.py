@@ -1,9 +1,9 @@
 """Demonstrations of the scripted expert on the card scene, written as RLDS (cards.md §1).
 
-Every second episode is shaken (AR(1) noise and shoves until step 70); the labels stay the clean expert's.
-Action and proprio stand at every step, pictures at every `stride`-th. Episode i is a function of
-(seed, i) alone, whatever the number of workers. Scene seeds are `(seed + 1) · SCENES + …`: those below
-SCENES are left to evaluation.
+Every second episode is shaken (AR(1) noise and shoves until step 70); the labels stay the clean
+expert's. Action and proprio stand at every step, pictures at every `stride`-th. Episode i is a
+function of (seed, i) alone, whatever the number of workers. Scene seeds are `(seed + 1) · SCENES +
+…`: those below SCENES are left to evaluation.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def collect(
     """Writes `episodes` demonstrations of "touch the {name}" to `out` and returns what was done.
 
     `names` are the targets, `others` (default: `names`) the distractors, `pictures` name -> uint8
-    [64, 64, 4]; `noise` is the fraction of shaken episodes (0.5: every second), `workers=0` stays in this
-    process. An episode in which the expert fails is drawn again from another scene, and counted. Returns
-    {"episodes", "steps", "frames", "redrawn", "seconds"}. Raises UserError on bad arguments and when `out`
-    is not empty.
+    [64, 64, 4]; `noise` is the fraction of shaken episodes (0.5: every second), `workers=0` stays
+    in this process. An episode in which the expert fails is drawn again from another scene, and
+    counted. Returns {"episodes", "steps", "frames", "redrawn", "seconds"}. Raises UserError on bad
+    arguments and when `out` is not empty.
     """
     if not 0 < episodes <= MAX_EPISODES or stride < 1 or not 0.0 <= noise <= 1.0:
         raise UserError(
@@ -162,7 +162,7 @@ def _episode(env: cards.CardsEnv, recipe: Recipe, i: int) -> tuple[dict, int]:
 
 
 def _demonstrate(env, scene: int, target: str, names, noisy: bool, stride: int) -> dict | None:
-    """One rollout of the expert in the writer's form; None when it fails to touch the right card."""
+    """One rollout of the expert in the writer's form; None when it misses the right card."""
     rng = np.random.Generator(np.random.Philox(key=np.array([scene, 3], np.uint64)))
     disturbance = _expert.Disturbance(rng)
     observation = env.reset(scene, target, names)

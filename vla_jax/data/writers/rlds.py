@@ -3,11 +3,13 @@
     writers (any process)          one subprocess                      when complete
     episodes ─spool()─▶ DIR's hidden neighbour/spool/*.pickle ─▶ …/built/*.tfrecord ─rename─▶ DIR
 
-TensorFlow lives in the subprocess only (`python -m vla_jax.data.writers.rlds`): `Writer.finish` starts
-it, and on any failure the hidden neighbour goes and DIR is never seen half-written. An episode is
+TensorFlow lives in the subprocess only (`python -m vla_jax.data.writers.rlds`): `Writer.finish`
+starts it, and on any failure the hidden neighbour goes and DIR is never seen half-written. An
+episode is
 
     action       float32 [n, A]
-    images       view -> n pictures: uint8 [h, w, 3], encoded JPEG bytes, or None where none was taken
+    images       view -> n pictures: uint8 [h, w, 3], encoded JPEG bytes, or None where none was
+    taken
     proprio      group -> float32 [n, P]
     instruction  str
     metadata     name -> bool | int | float | str | numpy array, or a dict of these
@@ -58,7 +60,7 @@ def write(out: str | os.PathLike, episodes: Iterable[Mapping], *, name: str | No
 
 
 def spool(folder: str | os.PathLike, index: int, episodes: list[Mapping]) -> None:
-    """Lays chunk `index` of the dataset down for `Writer.finish`; any process may, chunks in any order.
+    """Lays chunk `index` of the dataset down for `Writer.finish`; any process may, in any order.
 
     Raises UserError when an episode's lengths, dtypes or values do not fit.
     """
@@ -245,7 +247,7 @@ def _episode_form(episode: Mapping) -> dict:
 
 
 def _build(spool_folder: pathlib.Path, out: pathlib.Path, name: str) -> int:
-    """The subprocess's work: reads the spool in order and writes shards, features and info to `out`."""
+    """The subprocess's work: the spool, in order, to shards, features and info in `out`."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import example_serializer

@@ -92,7 +92,12 @@ def robot_stream(*, path: str, batch_size: int, handed_over: bool = True) -> dic
 
     def member(steps):
         source = dict(
-            type="rlds", path=path, steps=steps, augment=dict(color=0.2, proprio_noise=0.03)
+            type="rlds",
+            path=path,
+            steps=steps,
+            waypoint_group="hand",
+            point_view="primary",
+            augment=dict(color=0.2, proprio_noise=0.03),
         )
         return dict(source=source, weight=1.0)
 

@@ -100,3 +100,9 @@ def load_attribute(path: str | pathlib.Path, name: str) -> Any:
         public = [n for n in vars(loaded) if not n.startswith("_")]
         raise UserError(unknown(str(path), name, public))
     return getattr(loaded, name)
+
+
+def accepted(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that `function` takes by name."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}

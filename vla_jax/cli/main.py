@@ -63,7 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> int:
-    arguments = parser_of(verb).parse_args(argv)
+    # ``--config.a.b=c`` is a value for argparse, not a flag it should know.
+    settings = [word for word in argv if word.startswith("--config.")]
+    arguments = parser_of(verb).parse_args([word for word in argv if word not in settings])
+    if settings:
+        if not hasattr(arguments, "overrides"):
+            print(f"vla {verb}: takes no settings, got {settings[0]}", file=sys.stderr)
+            return 2
+        arguments.overrides += settings
     try:
         return arguments.run(arguments) or 0
     except plugin.UserError as error:

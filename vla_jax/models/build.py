@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import vla
+from vla_jax.nn import layout as layouts
+from vla_jax.nn import visibility
 
 
 def embodiments(config: config_lib.TrainConfig) -> tuple[types.Embodiment, ...]:
@@ -42,12 +48,54 @@ def constants(
     sizes = {group.name: group.size for body in bodies for group in body.proprio}
     if normalizer is None:
         return {name: (((0.0,) * size,), ((1.0,) * size,)) for name, size in sizes.items()}
-    fields = {field for key in normalizer.keys for field in normalizer.fields(key)}
+    fields = {field for entries in normalizer.entries.values() for field in entries}
     return {
         name: normalizer.constants(f"proprio/{name}")
         for name in sizes
         if f"proprio/{name}" in fields
     }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """The network as train/ and policy/ see it: `init`, `apply`, `sample` over plain dicts."""
+
+    module: vla.VLA
+
+    def init(self, key: jax.Array, batches: Mapping[str, types.Batch]) -> dict[str, Any]:
+        """{"params": …} of all streams; `batches` give the shapes."""
+        keys = {
+            name: dict.fromkeys(
+                self.module.streams[name].heads, jax.random.split(key, batch.row_id.shape[0])
+            )
+            for name, batch in batches.items()
+        }
+        return self.module.init(key, batches, keys, method="initialize")
+
+    def apply(self, variables, batch: types.Batch, stream: str, keys: Mapping[str, jax.Array]):
+        """(answers, errors) of the stream's heads; `keys` holds one key per row for each head."""
+        return self.module.apply(variables, batch, stream, keys)
+
+    def sample(self, variables, batch: types.Batch, stream: str, keys: Mapping[str, Any]):
+        """The heads' answers for the newest step of each row."""
+        return self.module.apply(variables, batch, stream, keys, method="sample")
+
+    def layout(self, stream: str) -> layouts.Layout:
+        """The stream's layout of tokens, those of heads included."""
+        return self.module.bind({}).layout(stream, head_tokens=True)
+
+    def check(self, objectives: Mapping[str, Mapping[str, tuple]]) -> None:
+        """UserError when an objective and what its stream's tokens can see do not go together."""
+        bound = self.module.bind({})
+        for stream, named in objectives.items():
+            groups, reads = bound.layout(stream).groups, bound.conditioning(stream)
+            reaches = functools.partial(_reaches, groups, self.module.model.rules, reads)
+            for objective, _ in named.values():
+                objective.check(reaches)
+
+
+def _reaches(groups, rules, reads, source: str, target: str) -> bool:
+    return visibility.reaches(groups, visibility.make(rules), source, target, reads)
 
 
 def network(
@@ -56,14 +104,20 @@ def network(
     spaces: tuple[types.ActionSpace, ...],
     text_tokenizer: text_tokenizer_lib.TextTokenizer | None,
     proprio_constants: Mapping[str, tuple],
-) -> vla.VLA:
-    """The VLA module of the config's streams.
+) -> Network:
+    """The network of the config's streams.
 
     `spaces`: the table of action spaces; `proprio_constants`: see `constants`.
     """
-    context = types.Context(
+    context = make_context(config, spaces, text_tokenizer, proprio_constants)
+    return Network(vla.VLA(model=config.model, streams=config.streams, context=context))
+
+
+def make_context(config, spaces, text_tokenizer, proprio_constants) -> types.Context:
+    """What every organ of the config's network is told; `name` and `shared` differ from organ to organ."""
+    return types.Context(
         name="vla",
-        width=0,  # VLA takes it from the trunk
+        width=config.model.trunk["width"],
         action_horizon=max(stream.action_horizon for stream in config.streams.values()),
         action_size=action_size(spaces),
         action_spaces=spaces,
@@ -71,7 +125,6 @@ def network(
         text_tokenizer=text_tokenizer,
         normalizers=proprio_constants,
     )
-    return vla.VLA(model=config.model, streams=config.streams, context=context)
 
 
 def action_size(spaces: tuple[types.ActionSpace, ...]) -> int:
@@ -79,13 +132,19 @@ def action_size(spaces: tuple[types.ActionSpace, ...]) -> int:
     return max((space.size for space in spaces), default=1)
 
 
-def objectives(config: config_lib.TrainConfig, context: Any) -> dict[str, dict[str, tuple]]:
-    """{stream: {name: (objective, weight)}} of the config."""
+def objectives(
+    config: config_lib.TrainConfig, context: types.Context
+) -> dict[str, dict[str, tuple]]:
+    """{stream: {name: (objective, weight)}} of the config; a weight may be a schedule over steps."""
     built: dict[str, dict[str, tuple]] = {}
     for stream_name, stream in config.streams.items():
         built[stream_name] = {}
         for name, spec in stream.objectives.items():
             arguments = {key: value for key, value in spec.items() if key != "weight"}
-            objective = plugin.build("objectives", arguments, context)
-            built[stream_name][name] = (objective, float(spec["weight"]) if "weight" in spec else 1.0)
+            named = dataclasses.replace(context, name=f"{stream_name}.{name}")
+            objective = plugin.build("objectives", arguments, named)
+            if objective.head not in stream.heads:
+                where = f"config.streams.{stream_name}.objectives.{name}.head"
+                raise plugin.UserError(plugin.unknown(where, objective.head, stream.heads))
+            built[stream_name][name] = (objective, spec["weight"] if "weight" in spec else 1.0)
     return built

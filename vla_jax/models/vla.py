@@ -157,16 +157,28 @@ class VLA(nn.Module):
                 groups.append(layouts.Group(name, tokens=count, steps=config.window))
         return layouts.Layout.make(groups, config.window)
 
-    def _tokenize(self, batch: types.Batch, stream: str) -> dict[str, types.TokenGroup]:
+    def conditioning(self, stream: str) -> dict[str, tuple[str, ...]]:
+        """Group → the groups its tokenizer reads in this stream (the stream may say otherwise)."""
         config = self.streams[stream]
-        reads = {
-            name: tuple(config.conditioning.get(name, self.tokenizers[name].reads))
+        for name in config.conditioning:
+            if name not in config.groups:
+                where = f"config.streams.{stream}.conditioning"
+                raise plugin.UserError(plugin.unknown(where, name, config.groups))
+        return {
+            name: tuple(
+                config.conditioning[name]
+                if name in config.conditioning
+                else self.tokenizers[name].reads
+            )
             for name in config.groups
         }
+
+    def _tokenize(self, batch: types.Batch, stream: str) -> dict[str, types.TokenGroup]:
+        reads = self.conditioning(stream)
         built: dict[str, types.TokenGroup] = {}
         for name in order_by_reads(f"streams.{stream}.groups", reads):
             built[name] = self.tokenizers[name](batch, {other: built[other] for other in reads[name]})
-        return {name: built[name] for name in config.groups}
+        return {name: built[name] for name in self.streams[stream].groups}
 
     def _read(self, head: nn.Module, answers: Mapping[str, dict]) -> dict[str, dict]:
         stop = jax.lax.stop_gradient

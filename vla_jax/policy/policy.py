@@ -38,7 +38,7 @@ class Policy:
         self._dataset_index = self.normalizer.keys.index(self.dataset)
         proprio = {
             field.removeprefix("proprio/"): self.normalizer.constants(field)
-            for field in self.normalizer.fields(self.dataset)
+            for field in self.normalizer.entries[self.dataset]
             if field.startswith("proprio/")
         }
         self.model = build.network(
@@ -62,7 +62,7 @@ class Policy:
         return cls(checkpoint.load(folder, step=step), stream=stream, dataset=dataset, rows=rows)
 
     def _apply(self, variables, batch, row_keys, *, stream):
-        return self.model.apply(variables, batch, stream, row_keys, method="sample")
+        return self.model.sample(variables, batch, stream, row_keys)
 
     def reset(self, row: int | None = None) -> None:
         """Forgets the history of one row, or of all."""
@@ -116,7 +116,7 @@ class Policy:
                 )
             images[view] = image
         proprio = {}
-        for field in self.normalizer.fields(self.dataset):
+        for field in self.normalizer.entries[self.dataset]:
             group = field.removeprefix("proprio/")
             if field == group:
                 continue

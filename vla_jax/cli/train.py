@@ -1,0 +1,68 @@
+"""Trains what a config describes; goes on where its folder's last checkpoint stopped.
+
+  vla train --config configs/debug.py:data=../shared/fixtures/bridge_dataset --workdir runs/debug
+  vla train --config configs/debug.py --dry-run          the resolved config, the data, the parameters
+  vla train --config configs/debug.py --config.steps=20  any setting, by its path
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from vla_jax import config as config_lib
+from vla_jax import plugin
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("--config", required=True, help="configs/X.py[:key=value,…]")
+    parser.add_argument("--workdir", help="where checkpoints, metrics and pictures go")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing")
+    parser.set_defaults(overrides=[])  # ``--config.a.b=c``, gathered by main
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Assembles the run and trains, or prints what it would be."""
+    config = config_lib.load(arguments.config, arguments.overrides)
+    # After the arguments are known to be good: importing jax and Orbax takes seconds.
+    from vla_jax.evals import pictures
+    from vla_jax.parallel import processes
+    from vla_jax.train import assemble
+
+    processes.initialize()
+    assembly = assemble.assemble(config)
+    if arguments.dry_run:
+        print(config_lib.to_json(config))
+        print(describe(assembly))
+        return 0
+    if not arguments.workdir:
+        raise plugin.UserError("--workdir is missing: the folder for checkpoints and metrics.")
+    os.makedirs(arguments.workdir, exist_ok=True)
+    if processes.first():
+        with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
+            json.dump(json.loads(config_lib.to_json(config)), file, indent=1)
+        pictures.write(assembly, arguments.workdir)
+        print(assembly.tables(), flush=True)
+    assemble.train(assembly, arguments.workdir)
+    return 0
+
+
+def describe(assembly) -> str:
+    """The mixtures, what each stream's tokens see, and every parameter with its size, as text."""
+    import jax
+
+    from vla_jax import trees
+    from vla_jax.models import synthetic
+    from vla_jax.nn import visibility
+
+    examples = synthetic.batches(assembly.config, assembly.vocabulary_size)
+    shapes = jax.eval_shape(lambda: assembly.network.init(jax.random.key(0), examples))
+    rules = visibility.make(assembly.config.model.rules)
+    parts = [assembly.tables()]
+    for name in assembly.config.streams:
+        parts.append(f"stream {name}\n{visibility.picture(assembly.network.layout(name), rules)}")
+    rows = [f"{path:<64} {str(leaf.shape):>20} {leaf.size:>12,}" for path, leaf in trees.items(shapes)]
+    parts.append("\n".join([*rows, f"{'parameters':<64} {'':>20} {trees.count(shapes):>12,}"]))
+    return "\n\n".join(parts)

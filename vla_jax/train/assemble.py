@@ -1,0 +1,215 @@
+"""From a config to everything the loop takes: data, statistics, network, objectives, pretrained values."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+
+from vla_jax import config as config_lib
+from vla_jax import plugin, types
+from vla_jax.codecs import normalizer as normalizer_lib
+from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
+from vla_jax.data import engine, mixture, statistics
+from vla_jax.models import build, pretrained, synthetic
+from vla_jax.train import checkpoint, hooks, loop
+from vla_jax.train import state as states
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """A run, ready to go: `loop.run` takes its parts."""
+
+    config: config_lib.TrainConfig
+    network: build.Network
+    objectives: dict[str, dict[str, tuple]]
+    mixtures: dict[str, mixture.Mixture]
+    held_out: dict[str, mixture.Mixture]
+    normalizer: normalizer_lib.Normalizer
+    text_tokenizer: text_tokenizer_lib.TextTokenizer | None
+    spaces: tuple[types.ActionSpace, ...]
+    start: checkpoint.Loaded | None  # what init_from names
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V of the text tokenizer, 0 without one."""
+        return self.text_tokenizer.vocabulary_size if self.text_tokenizer else 0
+
+    def tables(self) -> str:
+        """The mixtures as text: members, sizes, weights, epochs to come."""
+        return "\n\n".join(
+            mix.table(self.config.steps * self.config.streams[name].batch_size)
+            for name, mix in self.mixtures.items()
+        )
+
+    def assets(self) -> checkpoint.Assets:
+        """What a checkpoint stores beside the parameters."""
+        return checkpoint.Assets(
+            normalizer=self.normalizer.to_json(),
+            text_tokenizer=self.text_tokenizer.bytes if self.text_tokenizer else None,
+            action_spaces=self.spaces,
+            mixtures={
+                name: {"fingerprint": mix.fingerprint, "table": mix.table()}
+                for name, mix in self.mixtures.items()
+            },
+        )
+
+
+def assemble(config: config_lib.TrainConfig) -> Assembly:
+    """Everything of a run but its parameters; opens the data, computes statistics if asked to.
+
+    Raises UserError for whatever in the config does not fit together or does not exist.
+    """
+    start = checkpoint.load(config.init_from.checkpoint) if config.init_from else None
+    tokenizer = _text_tokenizer(config, start)
+    bodies = build.embodiments(config)
+    spaces = build.action_spaces(bodies)
+    contexts = {
+        name: source_context(config, name, bodies, spaces, tokenizer) for name in config.streams
+    }
+    mixtures = {
+        name: mixture.Mixture.make(stream.mixture, contexts[name], seed=config.seed)
+        for name, stream in config.streams.items()
+    }
+    held_out = {
+        name: mixture.Mixture.make(
+            stream.validation, dataclasses.replace(contexts[name], train=False), seed=config.seed
+        )
+        for name, stream in config.streams.items()
+        if stream.validation
+    }
+    normalizer = _normalizer(config, start, mixtures.values())
+    network = build.network(
+        config,
+        spaces=spaces,
+        text_tokenizer=tokenizer,
+        proprio_constants=build.constants(bodies, normalizer),
+    )
+    context = build.make_context(config, spaces, tokenizer, {})
+    objectives = build.objectives(config, context)
+    network.check(objectives)
+    return Assembly(
+        config=config,
+        network=network,
+        objectives=objectives,
+        mixtures={name: mix.with_normalizer(normalizer) for name, mix in mixtures.items()},
+        held_out={name: mix.with_normalizer(normalizer) for name, mix in held_out.items()},
+        normalizer=normalizer,
+        text_tokenizer=tokenizer,
+        spaces=spaces,
+        start=start,
+    )
+
+
+def train(
+    assembly: Assembly, workdir: str, hooks_: Sequence[hooks.Hook] = ()
+) -> states.TrainState:
+    """The state after training; resumes where `workdir` has a checkpoint."""
+    config = assembly.config
+    opener = functools.partial(_open, workers=config.workers)
+    return loop.run(
+        config,
+        assembly.network,
+        {name: functools.partial(opener, config, mix) for name, mix in assembly.mixtures.items()},
+        objectives=assembly.objectives,
+        examples=synthetic.batches(config, assembly.vocabulary_size),
+        workdir=workdir,
+        assets=assembly.assets(),
+        validation={
+            name: functools.partial(opener, config, mix) for name, mix in assembly.held_out.items()
+        },
+        pretrained=functools.partial(_values, assembly) if assembly.start else None,
+        hooks=hooks_,
+    )
+
+
+def source_context(
+    config: config_lib.TrainConfig,
+    stream: str,
+    bodies: Sequence[types.Embodiment],
+    spaces: Sequence[types.ActionSpace],
+    tokenizer: text_tokenizer_lib.TextTokenizer | None,
+) -> types.SourceContext:
+    """What the stream's sources are told; `names` is the table of its head that has one."""
+    settings = config.streams[stream]
+    heads = [config.model.heads[name] for name in settings.heads if name in config.model.heads]
+    tables = [head["names"] for head in heads if "names" in head]
+    return types.SourceContext(
+        name=stream,
+        stream=stream,
+        window=settings.window,
+        action_horizon=settings.action_horizon,
+        action_size=build.action_size(tuple(spaces)),
+        image_sizes=settings.image_sizes,
+        max_tokens=settings.max_tokens,
+        text_tokenizer=tokenizer,
+        embodiments=tuple(bodies),
+        action_spaces=tuple(spaces),
+        names=tuple(tables[0]) if tables else (),
+    )
+
+
+def _open(config, mix: mixture.Mixture, rows, start_n: int, *, workers: int) -> engine.Stream:
+    size = config.streams[mix.stream].batch_size
+    return engine.Stream(mix, size, rows, start_n, workers=workers)
+
+
+def _values(assembly: Assembly, shapes: Mapping) -> Mapping:
+    """The checkpoint's values for the parameters `shapes`; what begins fresh stays a shape."""
+    settings = assembly.config.init_from
+    loaded, report = pretrained.load(
+        shapes, assembly.start.variables, fresh=settings.fresh, rename=settings.rename
+    )
+    logging.info("from %s: %s", settings.checkpoint, report)
+    return loaded
+
+
+def _text_tokenizer(config, start) -> text_tokenizer_lib.TextTokenizer | None:
+    stored = start.text_tokenizer if start else None
+    if config.text_tokenizer is None:
+        return text_tokenizer_lib.TextTokenizer(stored) if stored else None
+    if not pathlib.Path(config.text_tokenizer).is_file():
+        raise plugin.UserError(
+            f"config.text_tokenizer: {config.text_tokenizer} does not exist; make it with "
+            f"`vla data text-tokenizer --config … --out {config.text_tokenizer}`."
+        )
+    loaded = text_tokenizer_lib.TextTokenizer.load(config.text_tokenizer)
+    if stored and loaded != text_tokenizer_lib.TextTokenizer(stored):
+        raise plugin.UserError(
+            f"config.text_tokenizer: {config.text_tokenizer} differs from the one in the checkpoint "
+            f"{config.init_from.checkpoint}, whose piece embeddings would mean other pieces; leave "
+            "config.text_tokenizer out to use the checkpoint's."
+        )
+    return loaded
+
+
+def _normalizer(config, start, mixtures) -> normalizer_lib.Normalizer:
+    if config.normalizer.stats == "checkpoint":
+        if start is None or not start.normalizer:
+            raise plugin.UserError(
+                "config.normalizer.stats='checkpoint' needs config.init_from with a checkpoint that "
+                "has statistics; use 'recompute'."
+            )
+        return normalizer_lib.Normalizer.from_json(start.normalizer)
+    sources = [source for mix in mixtures for source in mix.sources.values()]
+    fields = {
+        field
+        for source in sources
+        if hasattr(source, "statistics_columns")
+        for field in source.statistics_columns()
+    }
+    modes = {field: _mode(config.normalizer.modes, field) for field in sorted(fields)}
+    return statistics.compute(sources, mode=modes, clip=config.normalizer.clip)
+
+
+def _mode(rows: Sequence[tuple[str, str]], field: str) -> str:
+    for pattern, mode in rows:
+        if fnmatch.fnmatchcase(field, pattern):
+            return mode
+    raise plugin.UserError(
+        f"config.normalizer.modes: no row matches {field!r}; end the table with ('*', 'zscore')."
+    )

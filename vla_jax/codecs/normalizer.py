@@ -79,7 +79,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalizer:
-    """A table: dataset key -> field -> Entry. `keys` is its order, which `Batch.dataset_key` indexes."""
+    """A table: dataset key -> field -> Entry. `Batch.dataset_key` indexes its `keys`."""
 
     entries: Mapping[str, Mapping[str, Entry]]
 
@@ -113,7 +113,7 @@ class Normalizer:
         return normalized.astype(np.float32)
 
     def inverse(self, key: str, field: str, values) -> np.ndarray:
-        """float32 [..., D] normalized -> raw; the exact inverse of `forward` where nothing was clipped."""
+        """float32 [..., D] normalized -> raw: the inverse of `forward` where nothing is clipped."""
         shift, scale = self.entry(key, field).shift_and_scale()
         return (_sized(key, field, values, len(shift)) * scale + shift).astype(np.float32)
 
@@ -155,8 +155,8 @@ class Normalizer:
         for key in set(self.keys) & set(other.keys):
             if self.entries[key] != other.entries[key]:
                 raise plugin.UserError(
-                    f"normalizer: dataset key {key!r} has two different sets of statistics; name the "
-                    "data sets apart (dataset_key=…) or recompute both together"
+                    f"normalizer: dataset key {key!r} has two different sets of statistics; "
+                    "name the data sets apart (dataset_key=…) or recompute both together"
                 )
         return Normalizer({**self.entries, **other.entries})
 

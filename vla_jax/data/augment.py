@@ -38,7 +38,7 @@ class Augment:
 
     @classmethod
     def make(cls, where: str, arguments: dict | None) -> Augment:
-        """From a config's dict; ``color=x`` stands for brightness, contrast, saturation x and hue x/10.
+        """From a config's dict; ``color=x`` is brightness, contrast, saturation x and hue x/10.
 
         Raises UserError for an unknown name or a negative number.
         """
@@ -65,7 +65,7 @@ class Augment:
 
 def row_key(rng: np.random.Generator) -> bytes:
     """The key that a row's draws are folded from: 8 bytes."""
-    return rng.bytes(8)
+    return rng.bit_generator.random_raw().to_bytes(8, "little")
 
 
 def uniform(key: bytes, use: str) -> float:
@@ -75,7 +75,7 @@ def uniform(key: bytes, use: str) -> float:
 
 
 def color_matrix(augment: Augment, key: bytes, view: str, mean: np.ndarray) -> np.ndarray:
-    """float64 [3, 4]: the jitter of one view as an affine map of RGB; `mean` is the image's, [3]."""
+    """float64 [3, 4]: one view's jitter as an affine map of RGB; `mean` [3] is the image's."""
 
     def factor(name: str) -> float:
         return 1 + getattr(augment, name) * (2 * uniform(key, f"{view}/{name}") - 1)

@@ -1,7 +1,7 @@
 """Batches of a mixture through Grain: reading threads or worker processes, prefetch, exact resume.
 
     batch k  =  rows  start + k*B + r  for r in `rows` (those this host loads)
-    Mixture.sample(n) ─▶ stacked batch ─▶ grain.MapDataset.source ─▶ threads | worker processes ─▶ next()
+    Mixture.sample(n) ─▶ stacked batch ─▶ grain.MapDataset ─▶ threads | processes ─▶ next()
 
 One element of the Grain data set is one host's whole batch: a pure function of its number, so that
 the sequence is the same for any number of hosts, threads and workers, and the state is n alone.

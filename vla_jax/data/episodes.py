@@ -1,4 +1,4 @@
-"""Episodes in our nouns: what a standardizer makes of one raw episode, and the table of all of them.
+"""Episodes in our nouns: what a standardizer makes of a raw episode, and the table of them all.
 
 The table is flat (N = steps of all episodes), so that it pickles fast, can be mapped from a file
 later, and statistics and samples are gathers:
@@ -87,7 +87,7 @@ class Episodes:
         return np.diff(self.start)
 
     def fingerprint(self) -> str:
-        """A hash of everything that samples are made of, but the images' bytes (their sizes count)."""
+        """A hash of all that samples are made of (of images: their sizes in bytes)."""
         digest = hashlib.blake2b(digest_size=16)
         names = (self.name, self.ids, self.embodiment, self.action_space, self.language)
         digest.update(repr(names).encode())
@@ -101,7 +101,7 @@ class Episodes:
 
 
 def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) -> Episodes:
-    """The table of `rows`: (Episode, {view: (offsets, lengths)}, shard, record, record_offset) each.
+    """The table of `rows`: (Episode, {view: (offsets, lengths)}, shard, record, its offset).
 
     Raises UserError for no episodes, duplicate ids, mixed embodiments or action spaces, episodes
     whose columns differ in size, and a number that is not finite (episode, step and dim named).
@@ -114,14 +114,14 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         kinds = sorted({getattr(part, field) for part in parts})
         if len(kinds) > 1:
             raise plugin.UserError(
-                f"{where}: episodes of several kinds of {field} {kinds}; a data set has one: split it"
+                f"{where}: episodes of several kinds of {field} {kinds}; one data set has one"
             )
     groups = list(parts[0].proprio)
     for part in parts:
         _finite(where, part, "action", part.action)
         if list(part.proprio) != groups:
             raise plugin.UserError(
-                f"{where}: episode {part.id}: proprio groups {list(part.proprio)}, expected {groups}"
+                f"{where}: episode {part.id}: proprio {list(part.proprio)}, expected {groups}"
             )
         for group, values in part.proprio.items():
             _finite(where, part, f"proprio {group}", values)
@@ -173,8 +173,8 @@ def _unique(where: str, ids: list[str]) -> None:
     for id_ in ids:
         if id_ in seen:
             raise plugin.UserError(
-                f"{where}: two episodes have the id {id_!r}; ids decide what is held out, make them "
-                "unique (or remove the duplicate)"
+                f"{where}: two episodes have the id {id_!r}; ids decide what is held out, "
+                "make them unique (or remove the duplicate)"
             )
         seen.add(id_)
 

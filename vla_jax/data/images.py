@@ -14,10 +14,10 @@ from vla_jax import plugin
 cv2.setNumThreads(1)  # rows are read in parallel already
 
 
-def decode(data: bytes, where: str) -> np.ndarray:
+def decode(data: bytes) -> np.ndarray:
     """uint8 [height, width, 3] of a JPEG, PNG or any other format that Pillow reads.
 
-    Raises UserError (with `where`) for bytes that are no image.
+    Raises UserError for bytes that are no image; the caller says where they are from.
     """
     try:
         if data[:2] == b"\xff\xd8":
@@ -29,13 +29,13 @@ def decode(data: bytes, where: str) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (ValueError, OSError, cv2.error) as error:
         raise plugin.UserError(
-            f"{where}: {len(data)} bytes that are no readable image ({error}); copy the file again or "
+            f"{len(data)} bytes that are no readable image ({error}); copy the file again or "
             "remove this episode"
         ) from error
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [*size, 3]: antialiased (area) where it shrinks, cubic where it grows; itself at `size`."""
+    """uint8 [*size, 3]: antialiased (area) to shrink, cubic to grow; itself at `size`."""
     height, width = size
     if image.shape[:2] == (height, width):
         return image

@@ -36,8 +36,8 @@ class Mixture:
           seed: of order and augmentation.
 
         Raises:
-          UserError: no members, an unknown key, an empty source, members whose rows differ in shape,
-            or what a source itself refuses.
+          UserError: no members, an unknown key, an empty source, members whose rows differ in
+            shape, or what a source itself refuses.
         """
         if not members:
             raise plugin.UserError(
@@ -64,7 +64,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the data, the weights, the seed or the stream's name: a resumed run's check."""
+        """Changes with the data, weights, seed or stream's name: what a resumed run checks."""
         parts = [(n, s.fingerprint, repr(self.weights[n])) for n, s in self.sources.items()]
         return f"{order.fold(self.stream, self.seed, parts):032x}"
 
@@ -89,7 +89,7 @@ class Mixture:
         return dataclasses.replace(self, sources=sources)
 
     def summary(self, samples: int | None = None) -> list[dict]:
-        """One dict per member: name, size, weight at the start, and epochs in the first `samples`."""
+        """One dict per member: name, size, first weight, and epochs in the first `samples`."""
         rows, begin = [], self.order.root.curve.points[0]
         for name, source in self.sources.items():
             ideal = self.order.ideal(begin + 1)[name]

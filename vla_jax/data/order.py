@@ -11,7 +11,9 @@ so counts sum to n, never decrease, and stay within 1 + log2(k)/2 of the ideal f
 arithmetic is exact: between two breakpoints W is a quadratic with rational coefficients, its
 inverse lies in Q(sqrt d), and a floor there is decided by comparing squares.
 
-Within a member, epochs are permutations without memory (Grain's index_shuffle).
+Within a member every epoch is another permutation: Grain's index_shuffle (no memory), or a cached
+table for up to 2**16 samples, where index_shuffle walks a cycle of 2**16 (185 us for a source of
+207 samples, 16 us for a large one; the table 1 us).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from vla_jax import plugin
 
 Weight = float | int | Sequence[tuple[int, float]]
 HALF = Fraction(1, 2)
+TABLE = 2**16  # up to here an epoch's permutation is a table; see the module's note
 
 
 def fold(*parts) -> int:
@@ -43,11 +46,18 @@ def generator(seed: int, stream: str, source: str, n: int) -> np.random.Generato
 
 def permuted(draw: int, size: int, seed: int, stream: str, source: str) -> int:
     """Index in [0, size) of a source's draw number `draw`: every epoch is another permutation."""
-    from grain import experimental  # here, so that reading an order stays light
-
     epoch, place = divmod(draw, size)
     key = _epoch_key(seed, stream, source, epoch)
+    if size <= TABLE:
+        return int(_permutation(key, size)[place])
+    from grain import experimental  # here, so that importing an order stays light
+
     return int(experimental.index_shuffle(place, max_index=size - 1, seed=key, rounds=4))
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(key: int, size: int) -> np.ndarray:
+    return np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable").astype(np.int32)
 
 
 @functools.lru_cache(maxsize=256)

@@ -129,7 +129,7 @@ class RobotRows:
         }
 
     def statistics_columns(self) -> dict[str, dict]:
-        """Field -> values [N, D], counts [N], active [D], unit_scale [D], of the training episodes."""
+        """Field -> values [N, D], counts [N], active, unit_scale [D], of training episodes."""
         train = selection.split(
             self.where, self.episodes.ids, self.reading.holdout, self.reading.holdout_seed, True
         )
@@ -167,7 +167,7 @@ class RobotRows:
         return made
 
     def sample(self, index: int, rng: np.random.Generator) -> dict:
-        """Row `index`; see types.SourceContext for W, C_max, A_max. UserError for a broken image."""
+        """Row `index`, as types.IndexedSource says. UserError for a broken image."""
         episode, t = (int(i) for i in self._samples[index])
         first, last = (int(i) for i in self.episodes.start[episode : episode + 2])
         slots, real = window.steps(t, self.context.window)
@@ -234,7 +234,7 @@ class RobotRows:
                 before = row
                 data = self.read(view, episode, row)
                 if data:
-                    frames[slot] = images.resize(images.decode(data, self._at(view, row)), size)
+                    frames[slot] = images.resize(self._decode(data, view, row), size)
                     mask[slot] = True
         if self.augment.color and mask.any():
             frames = augment_lib.jitter(self.augment, key, view, frames)
@@ -287,6 +287,12 @@ class RobotRows:
     def _rows(self) -> np.ndarray:
         return selection.rows(self.episodes, self.selected)
 
+    def _decode(self, data: bytes, view: str, row: int) -> np.ndarray:
+        try:
+            return images.decode(data)
+        except plugin.UserError as error:
+            raise plugin.UserError(f"{self._at(view, row)}: {error}") from error
+
     def _at(self, view: str, row: int) -> str:
         episode = int(np.searchsorted(self.episodes.start, row, side="right")) - 1
         step = self.episodes.step[row]
@@ -318,8 +324,8 @@ def _language(source: RobotRows):
     if len(missing) and reading.language == "required":
         episode = int(np.searchsorted(episodes.start, missing[0], side="right")) - 1
         raise plugin.UserError(
-            f"{source.where}: {len(missing)} of {len(rows)} steps have no instruction (first: episode "
-            f"{episodes.ids[episode]}); set language='optional' to train on them without one"
+            f"{source.where}: {len(missing)} of {len(rows)} steps have no instruction ("
+            f"episode {episodes.ids[episode]}); set language='optional' to train without one"
         )
     pairs = [tokenizer.encode_padded(text, source.context.max_tokens) for text in episodes.language]
     size = source.context.max_tokens
@@ -348,8 +354,8 @@ def _endpoints(source: RobotRows) -> tuple[np.ndarray | None, np.ndarray | None]
     if view not in episodes.cameras:
         raise plugin.UserError(
             f"{source.where}: point_view={view!r}: the episodes have cameras of "
-            f"{sorted(episodes.cameras)} (episode_metadata/camera/<view>), expected this view's 3x4 "
-            "projection; leave point_view out or collect the data again"
+            f"{sorted(episodes.cameras)} (episode_metadata/camera/<view>), expected this view's "
+            "3x4 projection; leave point_view out or collect the data again"
         )
     scale = next(g.scale for g in source.embodiment.proprio if g.name == group)
     place = episodes.proprio[group][last, :3] * np.float32(scale)

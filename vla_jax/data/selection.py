@@ -16,8 +16,8 @@ STEPS = re.compile(r"\[(-?\d*):(-?\d*)(?::(\d*))?\]")
 def split(where: str, ids, holdout: float, seed: int, train: bool) -> np.ndarray:
     """int64, the episodes of the training or the held-out part, in order of storage.
 
-    The held-out ones are the round(holdout * E), at least one, with the smallest hash of (seed, id):
-    the order of storage does not matter. Raises UserError where a part is empty.
+    Held out are the round(holdout * E) episodes, at least one, with the smallest hash of (seed,
+    id), whatever the order of storage. Raises UserError where a part is empty.
     """
     if not 0 <= holdout < 1:
         raise plugin.UserError(f"{where}: holdout={holdout}, expected 0 <= holdout < 1")
@@ -28,7 +28,7 @@ def split(where: str, ids, holdout: float, seed: int, train: bool) -> np.ndarray
     if len(part) == 0:
         kind = "training" if train else "held-out"
         raise plugin.UserError(
-            f"{where}: no {kind} episodes: {len(ids)} episodes with holdout={holdout}; change holdout"
+            f"{where}: no {kind} episodes of {len(ids)} with holdout={holdout}; change it"
         )
     return part
 

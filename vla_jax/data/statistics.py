@@ -35,7 +35,7 @@ def moments(values: np.ndarray, counts: np.ndarray) -> normalizer_lib.Statistics
 
 
 def quantiles(values: np.ndarray, counts: np.ndarray, which: tuple[float, ...]) -> np.ndarray:
-    """float64 [len(which), D]: ``np.quantile(np.repeat(values, counts, axis=0), which, axis=0)``."""
+    """float64 [len(which), D]: ``np.quantile(np.repeat(values, counts, 0), which, axis=0)``."""
     result = np.empty((len(which), values.shape[1]))
     for dim in range(values.shape[1]):
         order = np.argsort(values[:, dim], kind="stable")
@@ -77,7 +77,8 @@ def compute(
         if len({tuple(sorted(part)) for part in parts}) > 1:
             raise plugin.UserError(
                 f"statistics: dataset key {key!r}: its data sets have the fields "
-                f"{[sorted(part) for part in parts]}, expected the same; give each its own dataset_key"
+                f"{[sorted(part) for part in parts]}, expected the same; give "
+                "each its own dataset_key"
             )
         entries[key] = {
             field: _entry(key, field, [part[field] for part in parts], _mode(mode, field), clip)
@@ -116,8 +117,8 @@ def _entry(key: str, field: str, parts: list[dict], mode: str, clip: float | Non
     sizes = {part["values"].shape[1] for part in parts}
     if len(sizes) > 1:
         raise plugin.UserError(
-            f"statistics: dataset key {key!r}, {field}: sizes {sorted(sizes)}; give each data set its "
-            "own dataset_key"
+            f"statistics: dataset key {key!r}, {field}: sizes {sorted(sizes)}; give each data set "
+            "its own dataset_key"
         )
     values = np.concatenate([part["values"] for part in parts])
     counts = np.concatenate([part["counts"] for part in parts])

@@ -46,7 +46,7 @@ def chunk(
 
 
 def reference(action, t: int, window: int, horizon: int, hold, pad):
-    """What `steps` and `chunk` return, one number at a time: (steps, timestep_mask, actions, mask)."""
+    """`steps` and `chunk`, one number at a time: (steps, timestep_mask, actions, mask)."""
     length, size = action.shape
     read, timestep_mask, actions, mask = [], [], [], []
     for slot in range(window):

@@ -1,6 +1,6 @@
 """A serialized `tf.Example` to numpy, without TensorFlow: the protobuf wire format read by hand.
 
-    Example { features: 1 { map entry: 1 { key: 1, value: 2 {bytes_list: 1 | float_list: 2 | int64_list: 3} } } }
+    Example { features: 1 { map entry: 1 { key: 1, value: 2 { bytes: 1 | floats: 2 | int64s: 3 }}}}
 
 Byte strings come out as `Spans`, places inside the record, so that an image is neither copied nor
 decoded before a sample asks for it.

@@ -27,7 +27,7 @@ READERS = {"tfrecord": _tfrecord, "array_record": _array_record}
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One leaf of features.json: `kind` is tensor, text or image; -1 in `shape` is an unknown size."""
+    """One leaf of features.json: `kind` is tensor, text or image; -1 in `shape` is unknown."""
 
     name: str
     kind: str
@@ -89,7 +89,7 @@ def open_folder(path: str | pathlib.Path) -> Folder:
     features = {f.name: f for f in _leaves(_json(path / "features.json"), "")}
     if not any(name.startswith("steps/") for name in features):
         raise plugin.UserError(
-            f"{path}: features.json has no `steps` (got {sorted(features)[:8]}), expected RLDS episodes"
+            f"{path}: features.json has no `steps` (got {sorted(features)[:8]}), expected RLDS"
         )
     file_format = info.get("fileFormat", "tfrecord")
     if file_format not in READERS:
@@ -123,7 +123,7 @@ def find(path: str | pathlib.Path) -> pathlib.Path:
         )
     if len(versions) > 1:
         raise plugin.UserError(
-            f"{path}: holds the versions {[v.name for v in versions]}; name one, e.g. {versions[-1]}"
+            f"{path}: holds versions {[v.name for v in versions]}; name one, e.g. {versions[-1]}"
         )
     return versions[0]
 
@@ -141,8 +141,8 @@ def records(folder: Folder, split: str, wanted) -> Iterator[Record]:
                 found = _example.parse(data, wanted)
             except (ValueError, IndexError, UnicodeDecodeError) as error:
                 raise plugin.UserError(
-                    f"{where}: {len(data)} bytes that are no tf.Example ({error}); was this data set "
-                    "written by TFDS?"
+                    f"{where}: {len(data)} bytes that are no tf.Example ({error}); was this "
+                    "data set written by TFDS?"
                 ) from error
             columns, length = _decode(folder, data, found, where)
             yield Record(shard, number, offset, length, columns, where)
@@ -233,7 +233,7 @@ def _shards(path, info: Mapping, split: Mapping, file_format: str):
         file = path / re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], template)  # noqa: B023
         if not file.is_file():
             raise plugin.UserError(
-                f"{file}: no such shard; dataset_info.json lists {len(lengths)} for {split['name']!r}. "
+                f"{file}: no such shard; dataset_info.json lists {len(lengths)}. "
                 "Copy or download the data set again."
             )
         shards.append((file, length))

@@ -1,4 +1,4 @@
-"""TFRecord shards by byte offset, without TensorFlow: every length and record checked by its CRC32C.
+"""TFRecord shards by byte offset, without TensorFlow: each length and record has its CRC checked.
 
 record = length u64 | masked crc(length) u32 | data | masked crc(data) u32      (little endian)
 """
@@ -26,7 +26,7 @@ def masked_crc(data: bytes) -> int:
 
 
 def scan(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """(byte offset of the data, data) of each record in order; UserError at the first corrupt one."""
+    """(byte offset of the data, data) of each record; UserError at the first corrupt one."""
     size = path.stat().st_size
     with path.open("rb") as file:
         record, at = 0, 0
@@ -59,7 +59,7 @@ def scan(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def write(path: pathlib.Path, records) -> None:
-    """Writes `records` (bytes) as one shard (tests and small tools; datasets are written by TFDS)."""
+    """Writes `records` (bytes) as one shard (for tests and small tools; TFDS writes data sets)."""
     with path.open("wb") as file:
         for data in records:
             length = struct.pack("<Q", len(data))

@@ -8,8 +8,8 @@ from vla_jax.data.standardizers._table import Field, Row
 
 ROWS = {
     # BridgeData V2 as RLDS (rail.eecs.berkeley.edu/datasets/bridge_release). The first action of
-    # every episode is zero and is left out, as OpenVLA does (prismatic/vla/datasets/rlds/oxe/transforms.py,
-    # bridge_orig_dataset_transform). The flags has_image_* are wrong and are not read.
+    # every episode is zero and is left out, as OpenVLA does (bridge_orig_dataset_transform in its
+    # transforms.py). The flags has_image_* are wrong and are not read.
     "bridge": Row(
         embodiment="widowx",
         action_space="ee_delta_gripper",

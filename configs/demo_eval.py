@@ -6,15 +6,9 @@ Arguments: split; out, the folder with the runs; controls=true takes the arms of
 seeds is report, or dev for every look one takes before a choice; share multiplies the episodes.
 """
 
-from vla_jax import config
+from vla_jax import config, plugin
 from vla_jax.evals import rollouts
 
-SETS = dict(
-    A=dict(targets="a", others="a"),
-    B=dict(targets="b", others="b"),
-    C=dict(targets="c", others="c"),
-    B_among_A=dict(targets="b", others="a"),
-)
 # Arms whose checkpoint folder has their name.
 DEMO = dict(
     cofinetuned=dict(A=100, B=200, C=100, B_among_A=100),
@@ -36,6 +30,10 @@ def get_config(arg=""):
     a = config.parse_args(
         arg, split=0, out="runs/demo", controls=False, seeds="report", share=1.0, workers=2
     )
+
+    bases = dict(report=rollouts.REPORT_SEEDS, dev=rollouts.DEV_SEEDS)
+    if a.seeds not in bases:
+        raise plugin.UserError(plugin.unknown("config argument seeds", a.seeds, bases))
 
     def episodes(sets):
         return {name: max(1, round(count * a.share)) for name, count in sets.items()}
@@ -59,9 +57,9 @@ def get_config(arg=""):
         )
     return dict(
         split=a.split,
-        sets=SETS,
+        sets=rollouts.SETS,
         arms=arms,
-        seed_base=dict(report=rollouts.REPORT_SEEDS, dev=rollouts.DEV_SEEDS)[a.seeds],
+        seed_base=bases[a.seeds],
         workers=a.workers,
         record=6,
         record_arm="cofinetuned",

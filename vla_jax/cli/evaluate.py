@@ -1,44 +1,76 @@
 """Runs checkpoints in closed loop on the card scene and writes every episode.
 
-    vla eval --config configs/demo_eval.py:split=0,out=runs/demo --out runs/demo [--config.workers=4]
-    vla eval --checkpoint runs/demo/cofinetuned --sets A=20,B=20 --split 0
+  vla eval --config configs/demo_eval.py:split=0,out=runs/demo --out runs/demo [--config.workers=4]
+  vla eval --checkpoint runs/demo/cofinetuned --sets A=20,B=20 --split 0
 
-Writes episodes.jsonl, pointing.json, eval.json and rollouts.npz to --out. The last line on stdout is
-the summary as JSON. The second form looks at development seeds unless told otherwise.
+Writes episodes.jsonl, pointing.json, eval.json and rollouts.npz to --out. The last line on stdout
+is the summary as JSON. The second form looks at development scenes: those of the report are for the
+report alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import pathlib
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
 
-SETS = {
-    "A": dict(targets="a", others="a"),
-    "B": dict(targets="b", others="b"),
-    "C": dict(targets="c", others="c"),
-    "B_among_A": dict(targets="b", others="a"),
-}
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("--config", help="configs/X.py[:key=value,…] of an evaluation")
+    parser.add_argument("--out", help="folder for the results (default: CHECKPOINT/eval)")
+    one = parser.add_argument_group("instead of --config")
+    one.add_argument("--checkpoint", help="the folder of one run")
+    one.add_argument("--sets", default="A=20,B=20", help="SET=EPISODES,… of A, B, C, B_among_A")
+    one.add_argument("--split", type=int, default=0, help="deals the names into A, B and C")
+    one.add_argument("--workers", type=int, default=2, help="processes")
+    one.add_argument("--record", type=int, default=0, help="episodes of the first set to film")
+    parser.set_defaults(overrides=[])  # ``--config.a.b=c``, gathered by main
 
 
-def configure(parser) -> None:
-    """Adds the verb's arguments."""
-    parser.add_argument("--config", help="configs/X.py[:k=v,…] of an EvalConfig")
-    parser.add_argument("--checkpoint", help="the folder of one run, instead of --config")
-    parser.add_argument("--sets", default="A=20,B=20", help="SET=EPISODES,… with --checkpoint")
-    parser.add_argument("--split", type=int, default=0, help="deals the names, with --checkpoint")
-    parser.add_argument("--workers", type=int, default=2, help="processes, with --checkpoint")
-    parser.add_argument("--record", type=int, default=0, help="episodes to film, with --checkpoint")
-    parser.add_argument(
-        "--report-seeds", action="store_true", help="the report's scenes, with --checkpoint"
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates; prints a table to stderr and the summary as one JSON line."""
+    os.environ.setdefault("MUJOCO_GL", "osmesa")  # before the first import of mujoco
+    from vla_jax.evals import rollouts
+
+    if bool(arguments.config) == bool(arguments.checkpoint):
+        raise plugin.UserError("give either --config (several arms) or --checkpoint (one run).")
+    if arguments.config:
+        path, _, arg = arguments.config.partition(":")
+        tree = plugin.load_attribute(path, "get_config")(arg)
+    else:
+        tree = quick(arguments, rollouts.SETS)
+    out = arguments.out or (arguments.checkpoint and f"{arguments.checkpoint}/eval")
+    if not out:
+        raise plugin.UserError("--out is missing: the folder for episodes.jsonl.")
+    tree = config_lib.override(tree, arguments.overrides)
+    summary = rollouts.evaluate(config_lib.parse(rollouts.EvalConfig, tree), out)
+    print(json.dumps(summary | {"out": str(out)}))
+    return 0
+
+
+def quick(arguments: argparse.Namespace, sets: dict) -> dict:
+    """The evaluation of one checkpoint on development scenes, as a table of settings."""
+    episodes = {}
+    for part in arguments.sets.split(","):
+        name, _, count = part.partition("=")
+        if name not in sets:
+            raise plugin.UserError(plugin.unknown("--sets", name, sets))
+        if not count.isdecimal():
+            raise plugin.UserError(f"--sets: got {part!r}, expected {name}=EPISODES")
+        episodes[name] = int(count)
+    arm = pathlib.Path(arguments.checkpoint).resolve().name
+    return dict(
+        split=arguments.split,
+        sets=sets,
+        arms={arm: dict(checkpoint=arguments.checkpoint, sets=episodes)},
+        seed_base=0,  # rollouts.DEV_SEEDS
+        workers=arguments.workers,
+        record=arguments.record,
+        record_arm=arm,
+        record_set=next(iter(episodes)),
     )
-    parser.add_argument("--out", help="folder of the results (default: CHECKPOINT/eval)")
-    parser.add_argument(
-        "overrides", nargs="*", help=argparse_help(), metavar="--config.KEY=VALUE", default=[]
-    )
-
-
-def argparse_help() -> str:
-    """What the overrides are."""
-    return "settings laid over --config"

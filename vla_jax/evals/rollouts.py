@@ -44,6 +44,12 @@ DEV_SEEDS = 0
 REPORT_SEEDS = 500_000
 SEEDS_END = 1_000_000  # scenes from here on belong to demonstrations
 SET_STRIDE = 10_000  # seeds of one set; the sets' numbers follow their names' order
+SETS = {  # the card demo's: letters of the split
+    "A": {"targets": "a", "others": "a"},  # demonstrated
+    "B": {"targets": "b", "others": "b"},  # met in image-text data only
+    "C": {"targets": "c", "others": "c"},  # met nowhere: the chance control
+    "B_among_A": {"targets": "b", "others": "a"},
+}
 VERSIONS = ("vla_jax", "jax", "jaxlib", "flax", "numpy", "mujoco", "metaworld")
 
 

@@ -37,7 +37,7 @@ class Head(nn.Module, kw_only=True):
         return False
 
     def tokens(self, batch: types.Batch, key: jax.Array | None):
-        """({group: [B, W, n, D]}, cond, carry) for the trunk in training; `key` is [B], one per row."""
+        """({group: [B, W, n, D]}, cond, carry) for training; `key` is one per row, [B]."""
         return {}, None, None
 
 

@@ -54,7 +54,7 @@ class Condition:
         if "point" in answer:
             return [quadratic(answer["point"])]
         raise plugin.UserError(
-            f"a head reads {name!r}, whose answer has {sorted(answer)}; expected a waypoint or point."
+            f"a head reads {name!r}, whose answer has {sorted(answer)}; expected waypoint or point."
         )
 
     def _offset(self, waypoint: jax.Array, batch: types.Batch) -> jax.Array:

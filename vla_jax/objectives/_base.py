@@ -4,8 +4,8 @@
     __call__(answers, errors, batch)  (sum, {name: (sum, count)})
 
 An objective has one mask. The step divides `sum` by the count of the whole global batch, so that
-masks, gradient accumulation and hosts stay exact. The dict holds figures to log, the loss itself
-first, under the mask's name.
+masks, gradient accumulation and hosts stay exact. The dict holds further figures to
+log.
 """
 
 from __future__ import annotations

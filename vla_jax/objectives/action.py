@@ -28,10 +28,9 @@ class Action(_base.Objective):
         return {"action": mask}
 
     def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
-        """(sum, {"action": (sum, count)}) in the head's own units (L1 or L2, normalised)."""
+        """(sum, {}) in the head's own units (L1 or L2, normalised)."""
         value = _base.error(errors, self.head, "action")
-        total, count = _base.masked(value, self.mask(batch)["action"])
-        return total, {"action": (total, count)}
+        return _base.masked(value, self.mask(batch)["action"])[0], {}
 
 
 def make(

@@ -70,10 +70,10 @@ class Contrastive(_base.Objective):
         )
         logits = cosine * answer["scale"] + answer["bias"]  # [B images, B texts]
         per_row = {"sigmoid": sigmoid, "softmax": softmax}[self.loss](logits, mask)
-        total, count = _base.masked(per_row, mask)
+        total, _ = _base.masked(per_row, mask)
         best = jnp.argmax(jnp.where(mask[None, :], logits, MASKED), axis=1)
         matched = _base.masked(best == jnp.arange(mask.shape[0]), mask)
-        return total, {"contrastive": (total, count), "matched": matched}
+        return total, {"matched": matched}
 
 
 def sigmoid(logits: jax.Array, mask: jax.Array) -> jax.Array:

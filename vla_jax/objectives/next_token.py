@@ -21,10 +21,9 @@ class NextToken(_base.Objective):
         return {"next_token": _base.target_mask(batch, "text", self.head)[:, 1:]}
 
     def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
-        """(sum, {"next_token": (nats, tokens)})."""
+        """(sum of nats, {})."""
         value = _base.error(errors, self.head, "cross_entropy")
-        total, count = _base.masked(value, self.mask(batch)["next_token"])
-        return total, {"next_token": (total, count)}
+        return _base.masked(value, self.mask(batch)["next_token"])[0], {}
 
 
 def make(context: types.Context, *, head: str) -> NextToken:

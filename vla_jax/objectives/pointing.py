@@ -29,10 +29,9 @@ class Pointing(_base.Objective):
         mask = self.mask(batch)["point"]
         cross_entropy = _base.error(errors, self.head, "cross_entropy")
         l1 = _base.error(errors, self.head, "l1")
-        total, count = _base.masked(self.cross_entropy * cross_entropy + self.l1 * l1, mask)
+        total, _ = _base.masked(self.cross_entropy * cross_entropy + self.l1 * l1, mask)
         apart = jax.lax.stop_gradient(answers[self.head]["peak"]) - batch.targets["point"]
         return total, {
-            "point": (total, count),
             "cross_entropy": _base.masked(cross_entropy, mask),
             "l1": _base.masked(l1, mask),
             "distance": _base.masked(jnp.linalg.norm(apart, axis=-1), mask),

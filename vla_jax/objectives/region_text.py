@@ -22,11 +22,11 @@ class RegionText(_base.Objective):
         return {"region_text": place & _base.known(batch, "region_name", self.head)}
 
     def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
-        """(sum, {"region_text": (nats, count), "wrong": (regions named wrongly, count)})."""
+        """(sum of nats, {"wrong": (regions named wrongly, regions)})."""
         mask = self.mask(batch)["region_text"]
-        total, count = _base.masked(_base.error(errors, self.head, "cross_entropy"), mask)
+        total, _ = _base.masked(_base.error(errors, self.head, "cross_entropy"), mask)
         wrong = _base.masked(_base.error(errors, self.head, "wrong"), mask)
-        return total, {"region_text": (total, count), "wrong": wrong}
+        return total, {"wrong": wrong}
 
 
 def make(context: types.Context, *, head: str) -> RegionText:

@@ -23,10 +23,9 @@ class Waypoint(_base.Objective):
         return {"waypoint": jnp.broadcast_to(mask, batch.targets["waypoint"].shape)}
 
     def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
-        """(sum, {"waypoint": (sum, count)}) in the normalised units of the proprio group."""
+        """(sum, {}) in the normalised units of the proprio group."""
         value = _base.error(errors, self.head, "waypoint")
-        total, count = _base.masked(value, self.mask(batch)["waypoint"])
-        return total, {"waypoint": (total, count)}
+        return _base.masked(value, self.mask(batch)["waypoint"])[0], {}
 
 
 def make(context: types.Context, *, head: str) -> Waypoint:

@@ -1,0 +1,138 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vla_jax import plugin
+from vla_jax.heads import _condition
+
+ACTION = dict(
+    type="regression",
+    readout="main",
+    proprio=("hand",),
+    reads=("waypoint",),
+    relative_to="hand",
+    action_space="narrow",
+    horizon=3,
+    hidden=(8,),
+)
+
+
+def waypoint(case):
+    return {"waypoint": {"waypoint": case.rng.normal(size=(case.B, case.W, 3)).astype(np.float32)}}
+
+
+def condition(case, **arguments):
+    full = dict(readout="main", reads=("waypoint",), proprio=("hand",), relative_to="hand")
+    return _condition.make(case.context, **(full | arguments))
+
+
+def test_condition_against_loops(case):
+    """Offset in 10 cm, tanh of twice that, proprio, mean of the readout, by the row's constants."""
+    heads = waypoint(case)
+    got = condition(case)(case.outputs, heads, case.batch)
+    assert got.shape == (case.B, case.W, 3 + 3 + 3 + case.D)
+    for row in range(case.B):
+        key = max(int(case.batch.dataset_key[row]), 0)
+        shift, scale = np.array(case.hand[0][key]), np.array(case.hand[1][key])
+        for step in range(case.W):
+            hand = case.batch.observation.proprio["hand"][row, step]
+            goal = heads["waypoint"]["waypoint"][row, step]
+            offset = ((goal * scale + shift) - (hand * scale + shift)) / 0.1
+            readout = case.outputs["readout_main"].final[row, step].mean(0)
+            expected = np.concatenate([offset, np.tanh(2 * offset), hand, readout])
+            np.testing.assert_allclose(got[row, step], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_reading_is_zero(case):
+    seen = case.batch.observation
+    missing = dataclasses.replace(
+        seen,
+        proprio={"hand": np.full_like(seen.proprio["hand"], np.nan)},
+        proprio_masks={"hand": np.zeros((case.B, case.W), bool)},
+    )
+    batch = dataclasses.replace(case.batch, observation=missing)
+    got = condition(case, readout=None)(case.outputs, waypoint(case), batch)
+    np.testing.assert_array_equal(got, np.zeros((case.B, case.W, 9)))
+
+
+def test_point_features():
+    got = _condition.quadratic(jnp.array([[0.5, 0.2]]))
+    np.testing.assert_allclose(got, [[0.5, 0.2, 0.25, 0.04, 0.1]], rtol=1e-6)
+
+
+def test_errors_are_the_slice_of_the_padded_target(case):
+    harness, variables = case.build(heads=waypoint(case), **ACTION)
+    heads = waypoint(case)
+    answer, errors = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+    assert answer["action"].shape == (case.B, case.W, 3, 2)
+    mask = case.batch.target_masks["action"][:, :, :3, :2]
+    goal = case.batch.targets["action"][:, :, :3, :2]
+    expected = np.abs(np.asarray(answer["action"]) - goal)
+    np.testing.assert_allclose(np.asarray(errors["action"])[mask], expected[mask], rtol=1e-5)
+    padded = case.batch.targets["action"].copy()
+    padded[..., 2:] = 1e6
+    padded[:, :, 3:] = 1e6
+    batch = dataclasses.replace(case.batch, targets=case.batch.targets | {"action": padded})
+    _, again = harness.apply(variables, case.outputs, heads, batch, case.keys)
+    np.testing.assert_array_equal(errors["action"], again["action"])
+
+
+def test_waypoint_head_reads_the_point(case):
+    heads = {"point": {"point": case.rng.random((case.B, case.W, 2)).astype(np.float32)}}
+    spec = dict(type="regression", target="waypoint", reads=("point",), hidden=(8,), loss="l2")
+    harness, variables = case.build(heads=heads, **spec)
+    answer, errors = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+    assert answer["waypoint"].shape == (case.B, case.W, 3)
+    mask = case.batch.target_masks["waypoint"]
+    expected = np.square(answer["waypoint"] - case.batch.targets["waypoint"])
+    np.testing.assert_allclose(errors["waypoint"][mask], expected[mask], rtol=1e-5)
+    kernel = variables["params"]["head"]["mlp"]["hidden_0"]["kernel"]
+    assert kernel.shape == (5, 8), "x, y, x², y², x·y and nothing else"
+
+
+def test_sample_agrees_with_training_on_the_newest_step(case):
+    heads = waypoint(case)
+    harness, variables = case.build(heads=heads, **ACTION)
+    answer, _ = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+    batch = dataclasses.replace(case.batch, targets={}, target_masks={})
+    sampled, _ = harness.apply(
+        variables, case.outputs, case.newest(heads), batch, case.keys, method="sample"
+    )
+    np.testing.assert_allclose(sampled["action"], answer["action"][:, -1], rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_reaches_the_read_answer(case):
+    """The head itself does not detach: models/vla.py does, per read."""
+    heads = waypoint(case)
+    harness, variables = case.build(heads=heads, **ACTION)
+
+    def total(heads):
+        answer, _ = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+        return jnp.sum(answer["action"] ** 2)
+
+    assert np.abs(jax.grad(total)(heads)["waypoint"]["waypoint"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (dict(readout="main", loss="l3"), "l1"),
+        (dict(readout="main", target="acton"), "action"),
+        (dict(readout="main", action_space="narow"), "narrow"),
+        (dict(readout="main", horizon=9), "at most"),
+        (dict(), "nothing to predict from"),
+        (dict(readout="main", target="waypoint", group="hnd"), "hand"),
+        (dict(reads=("waypoint",), relative_to="arm"), "hand"),
+    ],
+)
+def test_bad_arguments(case, spec, message):
+    with pytest.raises(plugin.UserError, match=message):
+        plugin.build("heads", dict(type="regression", **spec), case.context)
+
+
+def test_an_answer_it_cannot_read(case):
+    with pytest.raises(plugin.UserError, match="expected waypoint or point"):
+        condition(case)(case.outputs, {"waypoint": {"mood": jnp.zeros((1, 1, 1))}}, case.batch)

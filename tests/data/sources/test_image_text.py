@@ -74,6 +74,7 @@ def test_pictures_and_captions_by_index(tmp_path, members, tokenizer):
     assert source.captions(0) == ("A red square",)
     assert source.captions(1) == ("a blue square", "blue", "b")
     assert source.texts() == ["A red square", "a blue square", "blue", "b"]
+    assert image_text.texts(path=path, captions=("text",), holdout=0) == ["A red square", "b"]
 
 
 def test_a_row_is_a_function_of_index_and_rng(tmp_path, members, tokenizer):

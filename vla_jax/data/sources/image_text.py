@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from vla_jax import plugin
+from vla_jax import plugin, types
 from vla_jax.data import images
 from vla_jax.data.sources import _picture_row, _tar
 
@@ -191,6 +191,17 @@ def make(
     )
 
 
+def texts(
+    *,
+    path: str | Sequence[str],
+    captions: Sequence[str] = ("caption", "text"),
+    holdout: float = 0.1,
+) -> list[str]:
+    """The training captions, what a text tokenizer may be trained on; arguments as in `make`."""
+    context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
+    return make(context, path=path, captions=captions, holdout=holdout).texts()
+
+
 def _fields(record, names: Sequence[str]) -> list[str]:
     """The strings in the named fields of a JSON object, in the order of the names."""
     if not isinstance(record, dict):
@@ -207,9 +218,9 @@ def _share(key: str) -> float:
 
 def _decode(data: bytes, where: str) -> np.ndarray:
     """uint8 [height, width, 3]; transparency laid on white, turned as its EXIF says."""
-    if data[:2] == b"\xff\xd8" and b"Exif" not in data[:4096]:
-        return images.decode(data, where)
     try:
+        if data[:2] == b"\xff\xd8" and b"Exif" not in data[:4096]:
+            return images.decode(data)
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         if not image.has_transparency_data:
             return np.asarray(image.convert("RGB"))

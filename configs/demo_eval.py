@@ -27,6 +27,7 @@ CONTROLS = dict(
 
 
 def get_config(arg=""):
+    """The evaluation as a table of settings, see rollouts.EvalConfig."""
     a = config.parse_args(
         arg, split=0, out="runs/demo", controls=False, seeds="report", share=1.0, workers=2
     )

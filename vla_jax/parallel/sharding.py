@@ -9,6 +9,11 @@ A row is ``(regex, axes)`` over whole paths (``params/trunk/attention/query/kern
 
 An optimizer moment or moving average of a parameter has a path that ends in the parameter's, and
 its shape: it takes the same spec. Everything else (counters) is replicated, small parameters too.
+
+Trap: with fsdp and tensor on two dimensions of one weight, and batches over (data, fsdp), XLA's
+partitioner silently returns WRONG gradients where the layer's output is left unconstrained (2x2x2,
+jax 0.10.2 and 0.12.0.1, CPU). Such rows are for layers that constrain the batch of what they
+return, as the trunk's blocks do; test_sharding.py and `vla smoke` compare with one device.
 """
 
 from __future__ import annotations

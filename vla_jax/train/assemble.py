@@ -105,9 +105,7 @@ def assemble(config: config_lib.TrainConfig) -> Assembly:
     )
 
 
-def train(
-    assembly: Assembly, workdir: str, hooks_: Sequence[hooks.Hook] = ()
-) -> states.TrainState:
+def train(assembly: Assembly, workdir: str, hooks_: Sequence[hooks.Hook] = ()) -> states.TrainState:
     """The state after training; resumes where `workdir` has a checkpoint."""
     config = assembly.config
     opener = functools.partial(_open, workers=config.workers)

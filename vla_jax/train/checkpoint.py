@@ -3,10 +3,10 @@
     WORKDIR/checkpoints/STEP/{params,optimizer,ema,meta}    resume points, the newest few
     WORKDIR/best/STEP/{params,ema,meta}                     the best few by a metric, kept apart
 
-``params`` holds trained and frozen parameters in one tree, so that a run may freeze others. ``meta``
-is JSON: step, n per stream, config, normalizers, action spaces, text tokenizer, provenance and
-format_version. Serving, evaluation and fine-tuning need the folder alone. Saves are asynchronous and
-sharded; a save that was interrupted has another name and is never read.
+``params`` holds trained and frozen parameters in one tree, so that a run may freeze others.
+``meta`` is JSON: step, n per stream, config, normalizers, action spaces, text tokenizer, provenance
+and format_version. Serving, evaluation and fine-tuning need the folder alone. Saves are sharded and
+asynchronous; a save that was interrupted has another name and is never read.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def load_params(folder: str, step: int | None = None) -> dict[str, Any]:
 
 
 def find(folder: str, step: int | None = None) -> pathlib.Path:
-    """The folder of one step: `folder` itself, or the newest (or `step`) of the run or list there."""
+    """The folder of one step: `folder` itself, or the newest step (or `step`) of the run there."""
     root = pathlib.Path(folder).absolute()
     if (root / "meta").is_dir() and step is None:
         return root
@@ -251,14 +251,13 @@ def _check(folder: pathlib.Path, name: str, wanted: Any) -> None:
             f"checkpoint {folder} has no {name}; this config wants it (config.optimizer.ema?). "
             "Begin another run from its parameters with config.init_from"
         )
-    with ocp.StandardCheckpointer() as reader:
-        stored = reader.metadata(path).item_metadata.tree
+    stored = ocp.PyTreeCheckpointHandler().metadata(path).tree
     difference = trees.diff(wanted, _drop_empty(stored))
     if difference:
         raise plugin.UserError(
-            f"checkpoint {folder}: its {name} are of another architecture:\n{difference}\nTo resume, "
-            "use the config it was trained with; to begin from its parameters, another --workdir "
-            "and config.init_from"
+            f"checkpoint {folder}: its {name} are of another architecture:\n{difference}\n"
+            "To resume, use the config it was trained with; to begin from its parameters, another "
+            "--workdir and config.init_from"
         )
 
 
@@ -268,10 +267,10 @@ def _drop_empty(tree: Any) -> Any:
 
 
 def _restore_numpy(path: pathlib.Path) -> dict[str, Any]:
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(path).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    reader = ocp.PyTreeCheckpointHandler()
+    tree = reader.metadata(path).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _meta_json(step, n, config, assets: Assets, provenance_: dict) -> dict[str, Any]:

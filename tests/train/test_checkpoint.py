@@ -1,0 +1,145 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train import toy
+from vla_jax import plugin, trees, types
+from vla_jax.parallel import mesh as meshes
+from vla_jax.train import checkpoint, start
+
+SPACE = types.ActionSpace(
+    name="arm",
+    control_hz=10.0,
+    groups=(
+        types.ActionGroup(
+            name="xyz",
+            size=3,
+            quantity="position",
+            representation="delta",
+            reference="previous_command",
+            limits=(-1.0, 1.0),
+        ),
+    ),
+)
+ASSETS = checkpoint.Assets(
+    normalizer='{"entries": {"z": 1, "a": 2}}',
+    text_tokenizer=bytes(range(256)),
+    action_spaces=(SPACE,),
+    mixtures={"robot": {"fingerprint": "f", "table": "t"}},
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder with resume points 1 and 2, config, the state's plan, the state)."""
+    config, folder = toy.config(), tmp_path_factory.mktemp("run")
+    mesh = meshes.make(devices=jax.devices()[:1])
+    plan = start.plan(config, toy.Model(), toy.batches(config), mesh)
+    state, saver = start.fresh(plan), checkpoint.Checkpoints(str(folder), config, ASSETS)
+    for step in (1, 2):
+        saver.save(step, state, {"robot": 16 * step, "vl": 8 * step})
+    saver.close()
+    return folder, config, plan, state
+
+
+def test_the_folder_alone_is_enough(made):
+    folder, config, plan, state = made
+    loaded = checkpoint.load(str(folder))
+    assert loaded.config == config and loaded.meta.step == 2
+    assert loaded.meta.n == {"robot": 32, "vl": 16}
+    assert loaded.meta.assets == ASSETS
+    assert (loaded.normalizer, loaded.text_tokenizer) == (ASSETS.normalizer, bytes(range(256)))
+    assert loaded.action_spaces == (SPACE,)
+    assert loaded.meta.provenance["versions"]["jax"] == jax.__version__
+    assert trees.diff(plan.variables, loaded.variables) == ""
+    leaves = zip(jax.tree.leaves(loaded.variables), jax.tree.leaves(state.averaged))
+    assert all(isinstance(a, np.ndarray) and np.array_equal(a, b) for a, b in leaves)
+    assert checkpoint.load(str(folder), step=1).meta.step == 1
+    assert checkpoint.find(str(loaded.folder)) == loaded.folder
+    with pytest.raises(plugin.UserError, match="unknown '7'"):
+        checkpoint.find(str(folder), step=7)
+
+
+def test_no_checkpoint_is_a_clear_error(tmp_path):
+    with pytest.raises(plugin.UserError, match="does not exist"):
+        checkpoint.load(str(tmp_path / "nowhere"))
+    with pytest.raises(plugin.UserError, match="holds no complete checkpoint"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_another_architecture_is_refused_readably(made):
+    folder, config, _, _ = made
+    mesh = meshes.make(devices=jax.devices()[:1])
+    plan = start.plan(config, toy.Model(width=24), toy.batches(config), mesh)
+    saver = checkpoint.Checkpoints(str(folder), config, ASSETS)
+    message = r"another architecture(?s:.*)params/kernel  expected float32\[2, 24, 24\], got"
+    with pytest.raises(plugin.UserError, match=message):
+        saver.restore(plan.abstract)
+    frozen = toy.config(freeze=(("params/stem/.*", True),))
+    plan = start.plan(frozen, toy.Model(), toy.batches(config), mesh)
+    with pytest.raises(plugin.UserError, match="(?s)its optimizer.*unexpected .*mu.*stem"):
+        saver.restore(plan.abstract)
+    saver.close()
+
+
+def test_another_format_version_is_refused(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "run")
+    path = tmp_path / "run/checkpoints/2/meta/metadata"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"format_version": 0}))
+    with pytest.raises(plugin.UserError, match="format_version 0, this code reads 1"):
+        checkpoint.load(str(tmp_path / "run"))
+
+
+def test_an_interrupted_save_is_never_read(made, tmp_path):
+    """What a kill leaves: a folder under another name, holding part of the arrays."""
+    folder = tmp_path / "run"
+    shutil.copytree(made[0], folder)
+    shutil.copytree(folder / "checkpoints/2", folder / "checkpoints/3.orbax-checkpoint-tmp")
+    shutil.rmtree(folder / "checkpoints/3.orbax-checkpoint-tmp/params/d", ignore_errors=True)
+    (folder / "checkpoints/4").mkdir()  # and one without a single item
+    assert checkpoint.load(str(folder)).meta.step == 2
+    shutil.rmtree(folder / "checkpoints/4")
+    saver = checkpoint.Checkpoints(str(folder), made[1], ASSETS)
+    assert saver.latest() == 2
+    saver.save(3, made[3], {"robot": 48, "vl": 24})  # over what the kill left
+    saver.close()
+    assert checkpoint.load(str(folder)).meta.step == 3
+
+
+KILLED = """
+import os, sys, signal, threading, jax, numpy as np
+from vla_jax import config as config_lib
+from vla_jax.train import checkpoint, state
+sys.path.insert(0, ".")
+from tests.train import toy
+config, folder, delay = toy.config(), sys.argv[1], float(sys.argv[2])
+kernel = {"params": {"kernel": jax.random.normal(jax.random.key(0), (256, 64, 1024))}}
+made = state.TrainState(step=jax.numpy.int32(1), trained=kernel, frozen={}, opt_state={}, ema=None)
+saver = checkpoint.Checkpoints(folder, config, checkpoint.Assets())
+saver.save(1, made, {"robot": 1, "vl": 1})
+saver.wait()
+print("saved", flush=True)
+threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+saver.save(2, made, {"robot": 2, "vl": 2})
+saver.wait()
+signal.pause()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.3])
+def test_kill_9_during_a_save_leaves_a_readable_checkpoint(tmp_path, delay):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(delay)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == -9 and "saved" in done.stdout, done.stderr[-2000:]
+    loaded = checkpoint.load(str(tmp_path))
+    assert loaded.meta.step in (1, 2)
+    expected = jax.random.normal(jax.random.key(0), (256, 64, 1024))
+    np.testing.assert_array_equal(loaded.variables["params"]["kernel"], expected)

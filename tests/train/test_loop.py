@@ -1,0 +1,181 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train import toy
+from vla_jax import plugin, trees
+from vla_jax.parallel import mesh as meshes
+from vla_jax.train import checkpoint, hooks, start
+from vla_jax.train.writers import jsonl
+
+ONE = jax.devices()[:1]
+
+
+def same(a, b):
+    """Whether two trees agree bit for bit."""
+    assert trees.diff(a, b) == ""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+class Recorder:
+    """Remembers which rows were drawn."""
+
+    def __init__(self, config):
+        self.rows = []
+        self.openers = {
+            name: lambda rows, n, opener=opener: self._watch(opener(rows, n))
+            for name, opener in toy.streams(config).items()
+        }
+
+    def _watch(self, stream):
+        draw = type(stream).__next__
+
+        class Watched(toy.Stream):
+            def __next__(watched):
+                rows = draw(watched)
+                self.rows.append((watched.stream, rows["row_id"].tolist()))
+                return rows
+
+        stream.__class__ = Watched
+        return stream
+
+
+@pytest.mark.mesh
+def test_two_and_two_equal_four_bit_for_bit(tmp_path):
+    whole, parts = Recorder(toy.config()), Recorder(toy.config())
+    four = toy.run(toy.config(), tmp_path / "four", streams=whole.openers)
+    # The run is stopped by a hook that stands for SIGTERM; the same config goes on.
+    stop = hooks.Hook(
+        name="stop", every=2, call=lambda step, _: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    interrupted = dataclasses.replace(
+        toy.config(), checkpoint=toy.config(checkpoint=dict(every=100)).checkpoint
+    )
+    two = toy.run(interrupted, tmp_path / "two", streams=parts.openers, hooks=[_once(stop)])
+    assert int(two.step) == 2
+    resumed = toy.run(toy.config(), tmp_path / "two", streams=parts.openers)
+    assert int(resumed.step) == int(four.step) == 4
+    assert same(four, resumed)
+    assert whole.rows == parts.rows  # the order of the data too
+    losses = [[row["loss"] for row in jsonl.read(tmp_path / name)] for name in ("four", "two")]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def _once(hook):
+    calls = []
+
+    def call(step, state):
+        if not calls:
+            calls.append(step)
+            hook.call(step, state)
+        return {}
+
+    return hooks.Hook(name=hook.name, every=hook.every, call=call)
+
+
+@pytest.mark.mesh
+def test_restart_from_a_resume_point_on_another_mesh(tmp_path):
+    config = toy.config(mesh=dict(data=2, fsdp=2, tensor=2))
+    toy.run(config, tmp_path)
+    first = jax.device_get(checkpoint.load(str(tmp_path), step=2, averaged=False).variables)
+    for axes in (dict(data=1, fsdp=8), dict(data=8), dict(data=4, tensor=2)):
+        plan = start.plan(config, toy.Model(), toy.batches(config), meshes.make(axes))
+        saver = checkpoint.Checkpoints(str(tmp_path), config, checkpoint.Assets())
+        state, meta = saver.restore(plan.abstract, step=2)
+        saver.close()
+        assert same(first, jax.device_get(state.variables))
+        assert (int(state.step), meta.n) == (2, {"robot": 32, "vl": 16})
+        assert jax.tree.map(lambda x: x.sharding, state) == plan.shardings
+
+
+def test_one_stream_loss_falls_with_validation_best_and_hook(tmp_path):
+    config = toy.config(
+        steps=12,
+        optimizer=dict(lr=3e-2, ema=None),
+        checkpoint=dict(every=6, keep=1, best_metric="validation/robot/action", best_keep=1),
+        validation=dict(every=6, batches=2),
+        writers=("jsonl", "tensorboard"),
+    )
+    config = dataclasses.replace(config, streams={"robot": config.streams["robot"]})
+    seen = []
+
+    def look(step, state):
+        seen.append((step, state.averaged is not None))
+        return {"ticks": step}
+
+    state = toy.run(
+        config,
+        tmp_path,
+        validation=toy.streams(config, seed=1),
+        hooks=[hooks.Hook(name="probe", every=5, call=look)],
+        devices=ONE,
+    )
+    rows = jsonl.read(tmp_path)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 12 and losses[-1] < losses[0]
+    held_out = {row["step"]: row for row in rows if "validation/robot/action" in row}
+    assert set(held_out) == {6, 12}
+    assert seen == [(5, True), (10, True), (12, True)]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12"]
+    best = min(held_out, key=lambda step: held_out[step]["validation/robot/action"])
+    assert [p.name for p in (tmp_path / "best").iterdir()] == [str(best)]
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert same(checkpoint.load(str(tmp_path)).variables, jax.device_get(state.variables))
+    assert toy.run(config, tmp_path, devices=ONE).step == 12  # finished: nothing to do
+
+
+def test_pretrained_parameters_begin_and_the_rest_is_fresh(tmp_path):
+    config = toy.config(steps=1, freeze=((".*", False),))
+    mesh = meshes.make(devices=ONE)
+    plan = start.plan(config, toy.Model(), toy.batches(config), mesh)
+    value = np.full(plan.variables["params"]["kernel"].shape, 0.5, np.float32)
+
+    def pretrained(shapes):
+        return {**shapes, "params": {**shapes["params"], "kernel": value}}
+
+    state, fresh = start.fresh(plan, pretrained), start.fresh(plan)
+    assert np.array_equal(state.trained["params"]["kernel"], value)
+    assert np.array_equal(state.ema["params"]["kernel"], value)
+    assert same(state.trained["params"]["stem"], fresh.trained["params"]["stem"])
+    toy.run(config, tmp_path, pretrained=pretrained, devices=ONE)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
+    config = toy.config()
+    broken = {**toy.OBJECTIVES, "vl": {"point": (toy.Square("vl", "point"), float("nan"))}}
+    with pytest.raises(plugin.UserError, match="train_step 1: the loss is nan"):
+        toy.run(config, tmp_path, objectives=broken, devices=ONE)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_resumed_run_must_see_the_same_data(tmp_path):
+    config = toy.config(steps=1)
+    table = {"robot": {"fingerprint": "a", "table": "demos 1.0"}}
+    toy.run(config, tmp_path, devices=ONE, assets=checkpoint.Assets(mixtures=table))
+    other = {"robot": {"fingerprint": "b", "table": "demos 0.5"}}
+    more = dataclasses.replace(config, steps=2)
+    with pytest.raises(plugin.UserError, match="(?s)mixture has changed.*demos 1.0.*demos 0.5"):
+        toy.run(more, tmp_path, devices=ONE, assets=checkpoint.Assets(mixtures=other))
+    with pytest.raises(plugin.UserError, match="config.seed: got 7"):
+        toy.run(dataclasses.replace(more, seed=7), tmp_path, devices=ONE)
+
+
+def test_batches_must_divide():
+    config = toy.config(optimizer=dict(accumulation=3))
+    with pytest.raises(
+        plugin.UserError, match=r"robot.batch_size: 16 .* by 1 .* x 3 .*nearest: 15"
+    ):
+        start.check_batches(config, meshes.make(devices=ONE))
+
+
+def test_jsonl_of_a_resumed_run(tmp_path):
+    lines = [dict(step=1, loss=1.0), dict(step=2, loss=2.0), dict(step=3, loss=9.0)]
+    lines += [dict(step=3, loss=3.0, other=None), dict(step=2, loss=5.0), dict(step=3, loss=6.0)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [row["loss"] for row in jsonl.read(tmp_path)] == [1.0, 2.0, 5.0, 6.0]

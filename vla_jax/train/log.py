@@ -1,0 +1,138 @@
+"""From metrics of single train_steps to means, writers, and a bar with the time left."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from vla_jax import plugin
+from vla_jax.parallel import arrays
+
+WRITERS = ("jsonl", "tensorboard")
+
+
+class Log:
+    """Means of the metrics since the last line, exact over masks: Σ sum / Σ count.
+
+    Only process 0 writes and draws.
+    """
+
+    def __init__(self, workdir: str, writers: Sequence[str], *, start: int, steps: int, every: int):
+        for name in writers:
+            if name not in WRITERS:
+                raise plugin.UserError(plugin.unknown("config.writers", name, WRITERS))
+        self._steps, self._every, self._first = steps, every, jax.process_index() == 0
+        modules = [importlib.import_module(f"vla_jax.train.writers.{name}") for name in writers]
+        self._writers = [module.make(workdir) for module in modules] if self._first else []
+        self._sums: dict[str, np.ndarray] = {}
+        self._since, self._wait, self._counted = time.perf_counter(), 0.0, 0
+        self._pending: tuple[int, Any] | None = None
+        self._bar = _Bar(start, steps) if self._first else None
+
+    def add(self, done: int, metrics: Any, wait: float) -> None:
+        """Takes the metrics of train_step `done`, and fetches those of the one before.
+
+        So the device always has a train_step to work on. `wait`: seconds spent waiting for data.
+        """
+        self._wait += wait
+        self._fetch()
+        self._pending = (done, metrics)
+        if done == self._steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fetches what is pending and closes the line, e.g. before a validation is timed."""
+        self._fetch()
+        self._pending = None
+
+    def _fetch(self) -> None:
+        if self._pending is None:
+            return
+        done, metrics = self._pending
+        self._pending = None
+        for name, pair in arrays.fetch(metrics).items():
+            self._sums[name] = self._sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        loss = float(arrays.fetch(metrics["loss"])[0])
+        self._counted += 1
+        if not np.isfinite(loss):
+            raise plugin.UserError(
+                f"train_step {done}: the loss is {loss}; lower config.optimizer.lr, lengthen its "
+                "warmup, or look for broken rows. The last checkpoint is as it was"
+            )
+        if self._bar:
+            self._bar.move(done, loss)
+        if done % self._every == 0 or done == self._steps:
+            self._line(done)
+
+    def _line(self, done: int) -> None:
+        now = time.perf_counter()
+        line = means(self._sums)
+        line["seconds_per_step"] = (now - self._since) / self._counted
+        line["data_wait"] = self._wait / max(now - self._since, 1e-9)
+        self.write(done, line)
+        self._sums, self._wait, self._counted = {}, 0.0, 0
+        self._since = now
+
+    def write(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Hands numbers, if there are any, to all writers."""
+        if not metrics:
+            return
+        for writer in self._writers:
+            writer.write(done, metrics)
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out of the step time what a validation, a hook or a save took."""
+        self._since += seconds
+
+    def close(self) -> None:
+        """Closes writers and bar."""
+        for writer in self._writers:
+            writer.close()
+        if self._bar:
+            self._bar.close()
+
+
+def means(sums: Mapping[str, Any]) -> dict[str, float]:
+    """{name: sum / count}; what counted nothing is left out."""
+    return {name: float(s / c) for name, (s, c) in sums.items() if c > 0}
+
+
+class _Bar:
+    """A line with train_step, loss and time left: drawn on terminals, printed now and then else."""
+
+    def __init__(self, start: int, steps: int):
+        console = rich.console.Console(stderr=True)
+        self._steps, self._begin, self._start = steps, time.perf_counter(), start
+        self._said, self._console = self._begin, console
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("train_step {task.completed}/{task.total}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("loss {task.fields[loss]:.4f}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=steps, completed=start, loss=float("nan"))
+        self._progress.start()
+
+    def move(self, done: int, loss: float) -> None:
+        self._progress.update(self._task, completed=done, loss=loss)
+        now = time.perf_counter()
+        if not self._console.is_terminal and (now - self._said > 15 or done == self._steps):
+            left = (now - self._begin) / max(done - self._start, 1) * (self._steps - done)
+            text = f"train_step {done}/{self._steps}  loss {loss:.4f}  left {left:.0f} s"
+            print(text, file=sys.stderr, flush=True)
+            self._said = now
+
+    def close(self) -> None:
+        self._progress.stop()

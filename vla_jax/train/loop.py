@@ -1,0 +1,181 @@
+"""The straight road: mesh → state → data → train_steps, with validation, hooks and checkpoints.
+
+Precedence at the start: a resume point in the workdir, then `pretrained`, then fresh parameters.
+The loop never opens a batch: what is in it is between sources, model and objectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from vla_jax import config as config_lib
+from vla_jax import plugin, types
+from vla_jax.parallel import arrays
+from vla_jax.parallel import mesh as meshes
+from vla_jax.train import checkpoint as checkpoints
+from vla_jax.train import hooks as hooks_lib
+from vla_jax.train import log as logs
+from vla_jax.train import start
+from vla_jax.train import state as states
+from vla_jax.train import step as steps
+
+
+class Stream(Protocol):
+    """An endless iterator of one stream's nested numpy rows, [b, …] for this host."""
+
+    def __next__(self) -> dict[str, Any]:
+        """The keyword arguments of `Batch.make`, with the rows of the next global batch."""
+
+    def close(self) -> None:
+        """Ends its worker processes."""
+
+
+# (global rows of this host [b], samples drawn before) -> Stream
+Opener = Callable[[np.ndarray, int], Stream]
+
+
+def run(
+    config: config_lib.TrainConfig,
+    model: start.Model,
+    streams: Mapping[str, Opener],
+    *,
+    objectives: steps.Objectives,
+    examples: Mapping[str, types.Batch],
+    workdir: str,
+    assets: checkpoints.Assets,
+    validation: Mapping[str, Opener] | None = None,
+    pretrained: start.Pretrained | None = None,
+    hooks: Sequence[hooks_lib.Hook] = (),
+    devices: Sequence[jax.Device] | None = None,
+) -> states.TrainState:
+    """The state after `config.steps` train_steps, or fewer when SIGTERM or Ctrl-C asked to stop.
+
+    `streams` and `validation` open a stream's data; `examples` are Batches of the config's shapes.
+    Raises UserError for what a user can cause; a resume point in `workdir` must fit the config.
+    """
+    with contextlib.ExitStack() as stack:
+        # ---------------------------------------------------------------- mesh, shapes, shardings
+        mesh = meshes.make(dataclasses.asdict(config.mesh), devices)
+        stack.enter_context(meshes.use(mesh))
+        plan = start.plan(config, model, examples, mesh)
+        logging.info("mesh %s\n%s", dict(mesh.shape), plan.report())
+
+        # ----------------------------------------------------------- state: resumed, or made anew
+        saver = checkpoints.Checkpoints(workdir, config, assets)
+        stack.callback(saver.close)
+        n = dict.fromkeys(streams, 0)
+        if saver.latest() is not None:
+            state, meta = saver.restore(plan.abstract)
+            _check_order(config, assets, meta)
+            n |= meta.n
+        else:
+            state = start.fresh(plan, pretrained)
+        begin = int(state.step)
+
+        # ------------------------------------------------------------------ compiled train_steps
+        everywhere = arrays.replicated(mesh)
+        train_step = jax.jit(
+            steps.make_train_step(model.apply, objectives, plan.optimizer, config),
+            out_shardings=(plan.shardings, everywhere),
+            donate_argnums=0,
+        )
+        eval_step = jax.jit(
+            steps.make_eval_step(model.apply, objectives, config), out_shardings=everywhere
+        )
+
+        # -------------------------------------------------------------------------------- data
+        rows = {
+            name: arrays.rows_of_host(mesh, stream.batch_size)
+            for name, stream in config.streams.items()
+        }
+        opened = {}
+        if begin < config.steps:
+            for name, opener in streams.items():
+                opened[name] = opener(rows[name], n[name])
+                stack.callback(opened[name].close)
+        log = logs.Log(
+            workdir, config.writers, start=begin, steps=config.steps, every=config.log_every
+        )
+        stack.callback(log.close)
+        stop = stack.enter_context(hooks_lib.StopSignal())
+
+        # -------------------------------------------------------------------------------- loop
+        for done in range(begin + 1, config.steps + 1):
+            clock = time.perf_counter()
+            batches = {name: _next(stream, mesh) for name, stream in opened.items()}
+            wait = time.perf_counter() - clock
+            state, metrics = train_step(state, batches)  # dispatched; the device works on
+            log.add(done, metrics, wait)  # fetches the metrics of the train_step before
+            n = {name: drawn + config.streams[name].batch_size for name, drawn in n.items()}
+            clock = time.perf_counter()
+
+            # --------------------------------------------------------- validation and hooks
+            if validation and hooks_lib.due(done, config.validation.every, config.steps):
+                log.flush()
+                held_out = _validate(config, eval_step, state, validation, rows, mesh)
+                log.write(done, held_out)
+                saver.save_best(done, state, n, held_out)
+            for hook in hooks:
+                if hooks_lib.due(done, hook.every, config.steps):
+                    log.flush()
+                    found = hook.call(done, state)
+                    log.write(done, {f"{hook.name}/{name}": v for name, v in found.items()})
+
+            # ---------------------------------------------------------------- resume points
+            stopping = stop.wished(done)
+            if stopping or hooks_lib.due(done, config.checkpoint.every, config.steps):
+                log.flush()  # raises before a state that is not finite is saved
+                saver.save(done, state, n)
+            log.pause(time.perf_counter() - clock)
+            if stopping:
+                logging.warning("asked to stop: saved train_step %d of %d", done, config.steps)
+                break
+        saver.wait()
+    return state
+
+
+def _next(stream: Iterator[dict[str, Any]], mesh: Mesh) -> types.Batch:
+    """The stream's next batch over the mesh; checked here, in the parent of the data workers."""
+    return arrays.global_batch(types.Batch.make(**next(stream)), mesh)
+
+
+def _validate(config, eval_step, state, validation, rows, mesh) -> dict[str, float]:
+    """{"validation/stream/objective": mean} over the same held-out batches each time."""
+    sums: dict[str, np.ndarray] = {}
+    for name, opener in validation.items():
+        with contextlib.closing(opener(rows[name], 0)) as stream:
+            for _ in range(config.validation.batches):
+                found = eval_step(state.averaged, {name: _next(stream, mesh)})
+                for key, pair in arrays.fetch(found).items():
+                    key = f"validation/{key}"
+                    sums[key] = sums.get(key, np.zeros(2)) + np.asarray(pair, np.float64)
+    return logs.means(sums)
+
+
+def _check_order(
+    config: config_lib.TrainConfig, assets: checkpoints.Assets, meta: checkpoints.Meta
+) -> None:
+    """UserError when the order of samples cannot go on as it began: other data, another seed."""
+    if config.seed != meta.config.seed:
+        raise plugin.UserError(
+            f"config.seed: got {config.seed}, the checkpoint of train_step {meta.step} was trained "
+            f"with {meta.config.seed}; use that seed, or another --workdir with config.init_from"
+        )
+    for name, mixture in assets.mixtures.items():
+        before = meta.assets.mixtures[name] if name in meta.assets.mixtures else mixture
+        if before["fingerprint"] != mixture["fingerprint"]:
+            raise plugin.UserError(
+                f"config.streams.{name}.mixture has changed since train_step {meta.step}; a run "
+                f"that is resumed must see the same data. Before:\n{before['table']}\n"
+                f"Now:\n{mixture['table']}\n"
+                "Use another --workdir with config.init_from to begin anew on these data"
+            )

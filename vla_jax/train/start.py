@@ -1,0 +1,124 @@
+"""What a run begins with: shapes, shardings, optimizer; then a fresh, pretrained or resumed state.
+
+Nothing here touches data. The state is made under jit with its shardings, so that no host ever
+holds the whole of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from vla_jax import config as config_lib
+from vla_jax import plugin, trees
+from vla_jax.parallel import mesh as meshes
+from vla_jax.parallel import sharding
+from vla_jax.train import optimizer as optimizers
+from vla_jax.train import state as states
+
+# (shapes of the parameters) -> the same tree; leaves that stay ShapeDtypeStructs begin fresh
+Pretrained = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class Model(Protocol):
+    """All that train/ knows of a model."""
+
+    def init(self, key: jax.Array, batches: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of all streams by collection, {"params": {…}}."""
+
+    def apply(
+        self, variables: Any, batch: Any, stream: str, keys: Mapping[str, jax.Array]
+    ) -> tuple[Any, Any]:
+        """(answers, errors) of the stream's heads; `keys` holds one key per row for each head."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run's shapes on its mesh, before any array is made."""
+
+    variables: dict[str, Any]  # ShapeDtypeStructs of all parameters
+    optimizer: optax.GradientTransformation
+    create: Callable[[], states.TrainState]
+    abstract: states.TrainState  # ShapeDtypeStructs with shardings
+
+    @property
+    def shardings(self) -> states.TrainState:
+        """The sharding of every leaf of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def report(self) -> str:
+        """A table of every parameter with its shape, axes and bytes per device."""
+        return sharding.report(self.abstract.variables, self.shardings.variables)
+
+
+def plan(
+    config: config_lib.TrainConfig, model: Model, examples: Mapping[str, Any], mesh: Mesh
+) -> Plan:
+    """The plan of a run; `examples` are Batches of the config's shapes (values do not matter).
+
+    UserError for tables that do not fit the parameters and batches that do not divide.
+    """
+    check_batches(config, mesh)
+
+    def init():
+        return dict(model.init(jax.random.key(config.seed), examples))
+
+    with meshes.use(mesh):
+        variables = jax.eval_shape(init)
+        optimizer = optimizers.make(config.optimizer, config.steps, variables)
+
+        def create():
+            ema = config.optimizer.ema is not None
+            return states.create(init(), config.freeze, optimizer, ema)
+
+        shapes = jax.eval_shape(create)
+    shardings = sharding.state_shardings(
+        shapes, variables, config.sharding.rules, mesh, config.sharding.small
+    )
+    abstract = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
+    )
+    return Plan(variables=variables, optimizer=optimizer, create=create, abstract=abstract)
+
+
+def fresh(plan: Plan, pretrained: Pretrained | None = None) -> states.TrainState:
+    """The state before the first train_step, sharded from its first moment on.
+
+    `pretrained` gives values for some parameters; the moving average begins with them too.
+    """
+    state = jax.jit(plan.create, out_shardings=plan.shardings)()
+    if pretrained is None:
+        return state
+    values = dict(trees.items(pretrained(plan.variables)))
+
+    def place(path, leaf):
+        value = values[path]
+        if isinstance(value, jax.ShapeDtypeStruct):
+            return leaf
+        value = np.asarray(value, leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+    trained = trees.map_with_path(place, state.trained)
+    frozen = trees.map_with_path(place, state.frozen)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, trained)
+    return dataclasses.replace(state, trained=trained, frozen=frozen, ema=ema)
+
+
+def check_batches(config: config_lib.TrainConfig, mesh: Mesh) -> None:
+    """UserError unless every stream's batch divides over the mesh and the microbatches."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    pieces = config.optimizer.accumulation
+    for name, stream in config.streams.items():
+        if stream.batch_size % (ways * pieces):
+            raise plugin.UserError(
+                f"config.streams.{name}.batch_size: {stream.batch_size} is not divisible by {ways} "
+                f"(data x fsdp) x {pieces} (optimizer.accumulation); nearest: "
+                f"{max(round(stream.batch_size / (ways * pieces)), 1) * ways * pieces}"
+            )

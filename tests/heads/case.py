@@ -20,6 +20,8 @@ assert trees  # registers the dataclasses
 class Words:
     """A text tokenizer of letters."""
 
+    pad_id, bos_id, eos_id = 0, 28, 29
+
     def encode(self, text):
         return [ord(letter) - ord("a") + 1 for letter in text]
 
@@ -79,13 +81,11 @@ def _outputs(rng):
             stem=made, final=normal(B, W, n, D), valid=np.ones((B, W, n), bool), grid=grid
         )
 
-    text = types.Output(stem=normal(B, T, D), final=normal(B, T, D), valid=np.ones((B, T), bool))
     return {
         "primary": steps(GRID[0] * GRID[1], STEM, GRID),
         "readout_main": steps(2),
         "readout_image": steps(1),
         "readout_text": steps(1),
-        "text": text,
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from vla_jax import plugin, trees
 
 # What a config says anyway; laid over every argument of these names.
-SAID = dict(readout="main", names=("ab", "c", "dog"), group="text", image="primary")
+SAID = dict(readout="main", names=("ab", "c", "dog"), image="primary", max_tokens=6)
 
 
 def arguments(name):
@@ -94,8 +94,9 @@ def test_sample_answers_the_newest_step(case, name, built):
     run = jax.jit(lambda *inputs: harness.apply(*inputs, method="sample")[0])
     batch = dataclasses.replace(case.batch, targets={}, target_masks={})
     sampled = run(variables, case.outputs, {}, batch, case.keys)
-    assert set(sampled) == set(answer)
-    for key, value in sampled.items():
+    assert set(sampled) >= set(answer)
+    for key in answer:
+        value = sampled[key]
         full = answer[key].shape  # an answer about the task, not about steps, has no window
         assert value.shape in (full, (case.B, *full[2:])) and np.isfinite(value).all()
     # Older steps do not matter to it, and the cache is handed on.

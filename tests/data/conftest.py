@@ -141,7 +141,7 @@ def write_folder(path: pathlib.Path, episodes: list[dict], shards: int = 2) -> p
 
 @pytest.fixture
 def rlds():
-    """Makers of small RLDS folders: `.episode(number, length, **columns)`, `.write(path, episodes)`."""
+    """Makers of small RLDS folders: `.episode(number, …)`, `.write(path, episodes)`."""
 
     class Makers:
         pass

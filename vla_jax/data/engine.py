@@ -117,6 +117,25 @@ def stack(rows: Sequence):
     return np.stack(rows)
 
 
+class _Copies:
+    """Plain arrays of ours in place of Grain's views of shared memory, which then goes back."""
+
+    def __init__(self, iterator):
+        self._iterator = iterator
+
+    def __next__(self) -> dict:
+        return _copy(next(self._iterator))
+
+    def close(self) -> None:
+        self._iterator.close()
+
+
+def _copy(batch):
+    if isinstance(batch, Mapping):
+        return {name: _copy(value) for name, value in batch.items()}
+    return np.array(batch)
+
+
 def _iterate(batches: Batches, workers: int, threads: int, prefetch: int):
     import grain
 
@@ -127,7 +146,7 @@ def _iterate(batches: Batches, workers: int, threads: int, prefetch: int):
             num_workers=workers, per_worker_buffer_size=prefetch
         )
         dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
-        return iter(dataset.mp_prefetch(processes))
+        return _Copies(iter(dataset.mp_prefetch(processes)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 

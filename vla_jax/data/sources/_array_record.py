@@ -14,7 +14,10 @@ def scan(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     reader = _open(path)
     for record in range(reader.num_records()):
         yield 0, _read(reader, path, record)
-    reader.close()
+    try:
+        reader.close()  # says so here, too, where the end of the file is missing
+    except RuntimeError as error:
+        raise _broken(path, error) from error
 
 
 class Reader:
@@ -46,9 +49,13 @@ def _open(path: pathlib.Path):
     try:
         return array_record_module.ArrayRecordReader(str(path))
     except (RuntimeError, ValueError, SystemError) as error:
-        raise plugin.UserError(
-            f"{path}: not a whole array_record file ({error}); copy or download this shard again"
-        ) from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: pathlib.Path, error: Exception) -> plugin.UserError:
+    return plugin.UserError(
+        f"{path}: not a whole array_record file ({error}); copy or download this shard again"
+    )
 
 
 def _read(reader, path: pathlib.Path, record: int) -> bytes:

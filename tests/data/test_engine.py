@@ -1,0 +1,133 @@
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from vla_jax.data import engine
+from vla_jax.data import mixture as mixture_lib
+from vla_jax.types import Batch
+
+
+@pytest.fixture
+def mixture(folder, context):
+    members = {
+        "all": dict(
+            source=dict(type="rlds", path=str(folder), augment=dict(color=0.2)),
+            weight=[(0, 1), (40, 3)],
+        ),
+        "early": dict(source=dict(type="rlds", path=str(folder), steps="[:3]"), weight=1),
+    }
+    return mixture_lib.Mixture.make(members, context, seed=5)
+
+
+def take(stream, n):
+    with stream:
+        return [next(stream) for _ in range(n)]
+
+
+def test_batches_fit_the_contract_page(mixture):
+    (batch,) = take(engine.Stream(mixture, 6), 1)
+    made = Batch.make(**batch)
+    assert made.row_id.tolist() == list(range(6))
+    assert made.observation.images["primary"].shape == (6, 2, 16, 16, 3)
+    assert made.targets["action"].shape == (6, 2, 3, 5)
+
+
+def test_hosts_threads_and_resume_change_nothing(mixture):
+    whole = take(engine.Stream(mixture, 8), 5)
+    for hosts in (2, 4, 8):
+        parts = [
+            take(engine.Stream(mixture, 8, rows=np.arange(8)[h::hosts], threads=h % 3 + 1), 5)
+            for h in range(hosts)
+        ]
+        for k in range(5):
+            together = engine.stack([parts[n % hosts][k] for n in range(8)])
+            image = together["observation"]["images"]["primary"]  # [8, rows, ...]
+            picked = np.stack([image[n, n // hosts] for n in range(8)])
+            np.testing.assert_array_equal(picked, whole[k]["observation"]["images"]["primary"])
+    stream = engine.Stream(mixture, 8)
+    next(stream), next(stream)
+    n = stream.n
+    stream.close()
+    assert n == 16
+    np.testing.assert_equal(take(engine.Stream(mixture, 8, start_n=n), 3), whole[2:])
+    # Another batch size goes on with the same rows.
+    other = take(engine.Stream(mixture, 4, start_n=n), 2)
+    assert np.concatenate([b["row_id"] for b in other]).tolist() == whole[2]["row_id"].tolist()
+    np.testing.assert_array_equal(
+        np.concatenate([b["targets"]["action"] for b in other]), whole[2]["targets"]["action"]
+    )
+
+
+def test_waiting_is_measured_and_closing_twice_is_fine(mixture):
+    stream = engine.Stream(mixture, 4)
+    next(stream)
+    assert stream.take_data_wait() > 0 and stream.data_wait == 0
+    stream.close()
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+    with pytest.raises(ValueError, match="expected some of"):
+        engine.Stream(mixture, 4, rows=[4])
+
+
+WORKERS = """
+import pathlib, pickle, sys
+
+def main():
+    from vla_jax.data import engine
+    mixture = pickle.loads(pathlib.Path("mixture").read_bytes())
+    with engine.Stream(mixture, 8, workers=2, start_n=8) as stream:
+        batches = [next(stream) for _ in range(4)]
+        assert stream.n == 40
+    assert type(batches[0]["observation"]["images"]["primary"]).__name__ == "ndarray"
+    pathlib.Path("out").write_bytes(pickle.dumps(batches))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_worker_processes_give_the_same_batches_and_leave_nothing(mixture, tmp_path):
+    (tmp_path / "program.py").write_text(textwrap.dedent(WORKERS))
+    (tmp_path / "mixture").write_bytes(pickle.dumps(mixture))
+    project = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(project)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr, done.stderr
+    got = pickle.loads((tmp_path / "out").read_bytes())
+    np.testing.assert_equal(got, take(engine.Stream(mixture, 8, start_n=8), 4))
+
+
+def test_an_error_in_a_row_reaches_the_reader(folder, context, rlds, tmp_path):
+    columns = {"steps/observation/images/primary": [b"\xff\xd8 no picture"] * 7}
+    path = rlds.write(
+        tmp_path / "bad", [rlds.episode(i, **(columns if i == 3 else {})) for i in range(4)]
+    )
+    spec = dict(type="rlds", path=str(path), holdout=0)
+    try:
+        broken = mixture_lib.Mixture.make({"a": dict(source=spec)}, context)
+    except ValueError as error:  # the sample that is drawn for the check
+        assert "episode e3" in str(error)
+        return
+    with pytest.raises(ValueError, match="episode e3"):
+        take(engine.Stream(broken, 8), 8)
+
+
+def test_state_is_json(mixture):
+    stream = engine.Stream(mixture, 4, start_n=12)
+    assert json.loads(json.dumps(stream.n)) == 12
+    stream.close()

@@ -21,7 +21,8 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.envs import _expert, _scene
-from vla_jax.envs._scene import draw_cards, draw_layout  # noqa: F401  (part of this file's face)
+from vla_jax.envs._expert import NOISE_SIGMA, STAY, Disturbance  # noqa: F401  (for collect)
+from vla_jax.envs._scene import draw_cards, draw_layout  # noqa: F401  (for evaluations)
 
 DEBUG = {"image_size": 32}
 
@@ -168,14 +169,24 @@ class CardsEnv:
         return np.append(action, np.float32(GRIPPER))[: self.action_space.size]
 
     def expert_reached(self) -> bool:
-        """Whether the expert is where it wants to be (it stays `_expert.STAY` steps more)."""
+        """Whether the expert is where it wants to be (it stays STAY steps more)."""
         return _expert.reached(self.hand, self.goal)
 
     def close(self) -> None:
-        """Frees the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """Frees the renderer; other environments of the process keep theirs."""
+        renderer, self._renderer = self._renderer, None
+        if renderer is not None and renderer._gl_context is not None:
+            # Renderer.close frees its buffers in whichever context is current: another one's.
+            renderer._gl_context.make_current()
+            renderer._mjr_context.free()
+            renderer._mjr_context = None
+            renderer._gl_context.free()
+            renderer._gl_context = None
+
+    def __del__(self):
+        """A forgotten environment must not free another one's buffers either."""
+        if getattr(self, "_renderer", None) is not None:
+            self.close()
 
     def _measure(self) -> None:
         if self._steps <= MAX_STEPS:

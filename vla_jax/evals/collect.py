@@ -19,7 +19,7 @@ import rich.console
 import rich.progress
 
 from vla_jax.data.writers import rlds
-from vla_jax.envs import _expert, cards
+from vla_jax.envs import cards
 from vla_jax.plugin import UserError
 
 SCENES = 1_000_000  # scene seeds per collect seed; smaller seeds belong to evaluation
@@ -147,7 +147,7 @@ def _episode(env: cards.CardsEnv, recipe: Recipe, i: int) -> tuple[dict, int]:
             "action_space": env.action_space.name,
             "seed": scene,
             "noise_seed": scene,
-            "noise": _expert.NOISE_SIGMA if noisy else 0.0,
+            "noise": cards.NOISE_SIGMA if noisy else 0.0,
             "control_hz": env.action_space.control_hz,
             "image_stride": recipe.stride,
             "target": target,
@@ -164,7 +164,7 @@ def _episode(env: cards.CardsEnv, recipe: Recipe, i: int) -> tuple[dict, int]:
 def _demonstrate(env, scene: int, target: str, names, noisy: bool, stride: int) -> dict | None:
     """One rollout of the expert in the writer's form; None when it misses the right card."""
     rng = np.random.Generator(np.random.Philox(key=np.array([scene, 3], np.uint64)))
-    disturbance = _expert.Disturbance(rng)
+    disturbance = cards.Disturbance(rng)
     observation = env.reset(scene, target, names)
     actions, hands = [], []
     images = {view: [] for view in env.views}
@@ -176,7 +176,7 @@ def _demonstrate(env, scene: int, target: str, names, noisy: bool, stride: int) 
             taken = step % stride == 0
             pictures.append(rlds.encode(observation["images"][view]) if taken else None)
         if left is None and env.expert_reached():
-            left = _expert.STAY
+            left = cards.STAY
         if left == 0:
             break
         left = None if left is None else left - 1

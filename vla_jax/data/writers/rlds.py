@@ -45,9 +45,9 @@ def encode(image: np.ndarray) -> bytes:
     return simplejpeg.encode_jpeg(image, quality=QUALITY, colorsubsampling="444")
 
 
-def write(out: str | os.PathLike, episodes: Iterable[Mapping], *, name: str | None = None) -> int:
-    """Writes `episodes` to the folder `out` and returns their number; see `Writer` for errors."""
-    with Writer(out, name=name) as writer:
+def write(out: str | os.PathLike, episodes: Iterable[Mapping], **options) -> int:
+    """Writes `episodes` to the folder `out` and returns their number; `options` as for `Writer`."""
+    with Writer(out, **options) as writer:
         chunk, index = [], 0
         for episode in episodes:
             chunk.append(episode)
@@ -76,14 +76,21 @@ class Writer:
     Raises UserError when `out` is a file or a folder that is not empty.
     """
 
-    def __init__(self, out: str | os.PathLike, *, name: str | None = None):
-        """`name` is the dataset's name; default: the folder's name as an identifier."""
+    def __init__(
+        self,
+        out: str | os.PathLike,
+        *,
+        name: str | None = None,
+        shard: int = EPISODES_PER_SHARD,
+    ):
+        """`name` of the dataset (default: the folder's); `shard`: episodes in one."""
         self.out = pathlib.Path(out).resolve()
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UserError(
                 f"{self.out}: exists and is not empty; give another folder or remove it"
             )
         self.name = re.sub(r"\W+", "_", (name or self.out.name).lower()).strip("_") or "episodes"
+        self.shard = shard
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._folder = pathlib.Path(
             tempfile.mkdtemp(prefix=f".{self.out.name}.partial-", dir=self.out.parent)
@@ -110,7 +117,15 @@ class Writer:
         built = self._folder / "built"
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, str(self.spool), str(built), self.name],
+            [
+                sys.executable,
+                "-m",
+                __spec__.name,
+                str(self.spool),
+                str(built),
+                self.name,
+                str(self.shard),
+            ],
             capture_output=True,
             text=True,
             env=environment,
@@ -246,15 +261,28 @@ def _episode_form(episode: Mapping) -> dict:
     }
 
 
-def _build(spool_folder: pathlib.Path, out: pathlib.Path, name: str) -> int:
+def _check_forms(spool_folder: pathlib.Path, name: str) -> None:
+    form = None
+    for path in sorted(spool_folder.glob("*.pickle")):
+        for i, episode in enumerate(pickle.loads(path.read_bytes())):
+            form = form or _episode_form(episode)
+            if _episode_form(episode) != form:
+                raise UserError(
+                    f"{name}: episode {i} of chunk {path.stem} is {_episode_form(episode)}, "
+                    f"expected the form of the first episode, {form}"
+                )
+
+
+def _build(spool_folder: pathlib.Path, out: pathlib.Path, name: str, shard_size: int) -> int:
     """The subprocess's work: the spool, in order, to shards, features and info in `out`."""
+    _check_forms(spool_folder, name)  # before TensorFlow, whose import takes seconds
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import example_serializer
 
     paths = sorted(spool_folder.glob("*.pickle"))
     first = pickle.loads(paths[0].read_bytes())[0]
-    features, form = _features(first), _episode_form(first)
+    features = _features(first)
     out.mkdir()
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
@@ -268,11 +296,7 @@ def _build(spool_folder: pathlib.Path, out: pathlib.Path, name: str) -> int:
     writer, lengths, size = None, [], 0
     for path in paths:
         for episode in pickle.loads(path.read_bytes()):
-            if _episode_form(episode) != form:
-                raise UserError(
-                    f"{name}: episodes differ: {_episode_form(episode)}, expected {form}"
-                )
-            if writer is None or lengths[-1] == EPISODES_PER_SHARD:
+            if writer is None or lengths[-1] == shard_size:
                 if writer is not None:
                     writer.close()
                 lengths.append(0)
@@ -298,9 +322,9 @@ def _build(spool_folder: pathlib.Path, out: pathlib.Path, name: str) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    spool_folder, out, name = arguments
+    spool_folder, out, name, shard = arguments
     try:
-        episodes = _build(pathlib.Path(spool_folder), pathlib.Path(out), name)
+        episodes = _build(pathlib.Path(spool_folder), pathlib.Path(out), name, int(shard))
     except UserError as error:
         print(str(error).replace("\n", " "), file=sys.stderr)
         return 2

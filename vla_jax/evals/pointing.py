@@ -7,7 +7,6 @@ checkpoint never saw.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -41,9 +40,7 @@ class Pointer:
             proprio_constants=build.constants(build.embodiments(config), normalizer),
         )
         self._variables = jax.device_put(loaded.variables, jax.devices()[0])
-        self._sample = jax.jit(
-            functools.partial(self._model.apply, method="sample"), static_argnums=2
-        )
+        self._sample = jax.jit(self._model.sample, static_argnums=2)
 
     def point(self, image: np.ndarray, text: str) -> np.ndarray:
         """The point in the picture, fractions [2] (x right, y down); `image` is uint8 [h, w, 3]."""

@@ -223,8 +223,8 @@ def run(pool, jobs: Sequence[_worker.Job], what: str, progress: bool = True) -> 
                 ) from error
             except plugin.UserError:
                 raise
-            except Exception as error:
-                raise plugin.UserError(
+            except Exception as error:  # no mistake of the user's: with its traceback
+                raise RuntimeError(
                     f"eval: arm {job.arm!r}, set {job.set!r}, seed {job.seed}: "
                     f"{type(error).__name__}: {error}"
                 ) from error

@@ -148,12 +148,12 @@ def join(layout: Layout, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array
             f"layout.join: got groups {sorted(arrays)}, "
             f"expected {sorted(group.name for group in layout.groups)}"
         )
+    for group in layout.groups:
+        _check(layout, group, arrays[group.name])
     joined = {}
     for expert in layout.experts:
         parts = [arrays[g.name] for g in layout.timeless if g.expert == expert]
         steps = [arrays[g.name] for g in layout.timed if g.expert == expert]
-        for group in layout.groups:
-            _check(layout, group, arrays[group.name])
         if steps:
             step = jnp.concatenate(steps, axis=2)  # [B, W, n, ...]
             parts.append(step.reshape(step.shape[0], -1, *step.shape[3:]))

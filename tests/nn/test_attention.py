@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vla_jax.nn import attention, layout, visibility
+
+G = layout.Group
+ROWS = layout.Layout.make([G("language", 2), G("image", 3, 2), G("readout", 1, 2)], 2)
+RULES = (
+    ("readout", "readout", "never"),
+    ("*", "readout", "never"),
+    ("language", "image", "never"),
+    ("*", "*", "past_or_now"),
+)
+
+
+def inputs(heads=4, kv_heads=4, dim=8, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(2, ROWS.length, n, dim) for n in (heads, kv_heads, kv_heads)]
+    q, k, v = (jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes))
+    valid = np.ones((2, ROWS.length), bool)
+    valid[0, [1, 3]] = False
+    return q, k, v, jnp.asarray(valid)
+
+
+def by_loop(q, k, v, mask, valid):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b, i, n in np.ndindex(q.shape[:3]):
+        kv = n * k.shape[2] // q.shape[2]
+        keys = np.flatnonzero(mask[i] & valid[b])
+        if keys.size:
+            scores = k[b, keys, kv] @ q[b, i, n] / np.sqrt(q.shape[3])
+            weights = np.exp(scores - scores.max())
+            out[b, i, n] = weights @ v[b, keys, kv] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_equals_a_numpy_loop(kv_heads):
+    q, k, v, valid = inputs(kv_heads=kv_heads)
+    expected = by_loop(q, k, v, visibility.mask(ROWS, RULES), np.asarray(valid))
+    np.testing.assert_allclose(
+        attention.attention(q, k, v, ROWS, RULES, valid), expected, atol=1e-5
+    )
+
+
+def test_fully_masked_query_is_exactly_zero_with_finite_gradients():
+    q, k, v, valid = inputs()
+    valid = valid.at[1].set(False)
+
+    def total(q, k, v):
+        return jnp.sum(jnp.square(attention.attention(q, k, v, ROWS, RULES, valid)))
+
+    out = attention.attention(q, k, v, ROWS, RULES, valid)
+    assert (np.asarray(out[1]) == 0).all() and np.abs(out[0]).max() > 0
+    for gradient in jax.grad(total, (0, 1, 2))(q * 100, k * 100, v):
+        assert np.isfinite(gradient).all() and (np.asarray(gradient[1]) == 0).all()
+
+
+def test_rows_of_the_mask_by_static_or_traced_slots():
+    q, k, v, valid = inputs()
+    whole = attention.attention(q, k, v, ROWS, RULES, valid)
+    slots = np.array([4, 5, 9])
+    static = attention.attention(q[:, slots], k, v, ROWS, RULES, valid, slots)
+    traced = jax.jit(lambda q, slots: attention.attention(q, k, v, ROWS, RULES, valid, slots))(
+        q[:, slots], jnp.asarray(slots)
+    )
+    np.testing.assert_allclose(static, whole[:, slots], atol=1e-6)
+    np.testing.assert_allclose(traced, whole[:, slots], atol=1e-6)
+
+
+def test_bfloat16_softmax_is_float32():
+    q, k, v, valid = inputs(dtype=jnp.bfloat16)
+    out = attention.attention(q, k, v, ROWS, RULES, valid)
+    assert out.dtype == jnp.bfloat16
+    expected = by_loop(
+        *(x.astype(jnp.float32) for x in (q, k, v)), visibility.mask(ROWS, RULES), np.asarray(valid)
+    )
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)

@@ -28,6 +28,7 @@ class Reading:
     Attributes:
       holdout: share of the episodes kept for validation (at least one, if not 0), by a hash of
         (holdout_seed, episode id). `context.train` says which part is read.
+      episodes: only the first so many of the training episodes; None = all.
       stride: every how many of an episode's steps (with an image of each view) a sample starts.
       steps: which of those, a Python slice per episode: "[:3]", "[10:]".
       language: "required" (an episode without an instruction is an error) or "optional".
@@ -41,6 +42,7 @@ class Reading:
 
     holdout: float = 0.1
     holdout_seed: int = 0
+    episodes: int | None = None
     steps: str | None = None
     stride: int = 1
     language: str = "required"
@@ -89,9 +91,7 @@ class RobotRows:
             self.action_space,
             reading.optional_views,
         )
-        self.selected = selection.split(
-            self.where, episodes.ids, reading.holdout, reading.holdout_seed, context.train
-        )
+        self.selected = self._split(context.train)
         required = [v for v in context.image_sizes if v not in reading.optional_views]
         self._samples = selection.starts(
             self.where, episodes, self.selected, required, reading.stride, reading.steps
@@ -110,9 +110,8 @@ class RobotRows:
         """Changes with the data or the held-out share: what statistics are computed on."""
         if not hasattr(self, "_data_fingerprint"):
             reading = self.reading
-            self._data_fingerprint = _hash(
-                self.episodes.fingerprint(), reading.holdout, reading.holdout_seed
-            )
+            parts = (reading.holdout, reading.holdout_seed, reading.episodes)
+            self._data_fingerprint = _hash(self.episodes.fingerprint(), *parts)
         return self._data_fingerprint
 
     def __len__(self) -> int:
@@ -130,9 +129,7 @@ class RobotRows:
 
     def statistics_columns(self) -> dict[str, dict]:
         """Field -> values [N, D], counts [N], active, unit_scale [D], of training episodes."""
-        train = selection.split(
-            self.where, self.episodes.ids, self.reading.holdout, self.reading.holdout_seed, True
-        )
+        train = self._split(True)
         rows = selection.rows(self.episodes, train)
         first = np.repeat(self.episodes.start[train], self.episodes.lengths[train])
         # Step i of an episode stands in the chunks that start at steps i-C+1 .. i.
@@ -283,6 +280,20 @@ class RobotRows:
             name: normalizer.forward(key, f"proprio/{name}", values)
             for name, values in proprio.items()
         }
+
+    def _split(self, train: bool) -> np.ndarray:
+        reading = self.reading
+        part = selection.split(
+            self.where, self.episodes.ids, reading.holdout, reading.holdout_seed, train
+        )
+        if not train or reading.episodes is None:
+            return part
+        if not 1 <= reading.episodes <= len(part):
+            raise plugin.UserError(
+                f"{self.where}: episodes={reading.episodes}, expected 1 to {len(part)}, the number "
+                "of training episodes"
+            )
+        return part[: reading.episodes]
 
     def _rows(self) -> np.ndarray:
         return selection.rows(self.episodes, self.selected)

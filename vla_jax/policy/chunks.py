@@ -1,4 +1,10 @@
-"""Executing action chunks: query once, act `execute_steps` times, query again."""
+"""Executing action chunks: query once, act `execute_steps` times, query again.
+
+tick        0      1      2      3      4    …
+query       ■                           ■         execute_steps = 4
+observe     ■     (■      ■      ■)     ■         in between only if the window remembers ticks
+action    c0[0]  c0[1]  c0[2]  c0[3]  c1[0]  …
+"""
 
 from __future__ import annotations
 
@@ -14,10 +20,12 @@ class ChunkExecutor:
     """Turns a policy's chunks [rows, C, A] into one action per control tick and row.
 
     All rows query together, every `execute_steps` ticks: one network call serves them all. So an
-    episode may begin only when a query is `due`.
+    episode may begin only when a query is `due`. UserError unless 1 ≤ execute_steps ≤ C.
     """
 
-    def __init__(self, policy: policy_lib.Policy, execute_steps: int, masked_views: Sequence[str] = ()):
+    def __init__(
+        self, policy: policy_lib.Policy, execute_steps: int, masked_views: Sequence[str] = ()
+    ):
         horizon = policy.stream.action_horizon
         if not 1 <= execute_steps <= horizon:
             raise plugin.UserError(
@@ -25,7 +33,7 @@ class ChunkExecutor:
             )
         self.policy, self.execute_steps, self.masked_views = policy, execute_steps, masked_views
         self._tick = 0
-        self.chunks = np.zeros(0)  # the chunks being executed, [rows, C, A]
+        self.chunks = np.zeros((0, 0, 0))  # the chunks being executed, [rows, C, A]
         self.answers: dict = {}  # the heads' answers they came with
 
     @property
@@ -33,9 +41,15 @@ class ChunkExecutor:
         """Whether the next `act` queries the network."""
         return self._tick % self.execute_steps == 0
 
-    def reset(self, row: int) -> None:
-        """Forgets the row's history; only when a query is due."""
-        assert self.due, "an episode begins with a query"
+    def reset(self, row: int | None = None) -> None:
+        """Forgets the history of a row (only when a query is due: UserError), or begins anew."""
+        if row is None:
+            self._tick = 0
+        elif not self.due:
+            left = self.execute_steps - self._tick % self.execute_steps
+            raise plugin.UserError(
+                f"row {row}: its episode may begin when a query is due, in {left} ticks"
+            )
         self.policy.reset(row)
 
     def act(self, observe: Callable[[int], dict], instructions: Sequence[str]) -> np.ndarray:

@@ -1,14 +1,17 @@
 """A trained policy loaded from a checkpoint folder alone: raw observations in, raw actions out.
 
-Training and acting call the same functions: the checkpoint's normalizer, its text tokenizer, the same
-resize. Nothing here imports TensorFlow, and nothing is guessed: an instruction, a view or a reading
-that does not fit what the checkpoint expects is refused.
+Training and acting call the same functions: the checkpoint's normalizer, its text tokenizer, the
+same padding of the window. Nothing here imports TensorFlow, and nothing is guessed: an instruction,
+a view or a reading that does not fit what the checkpoint expects is refused.
+
+    row r ── dataset key ──▶ statistics of its numbers
+          ── action space ─▶ which head answers for it, how many numbers an action has
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,32 +23,60 @@ from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import build
 from vla_jax.train import checkpoint, keys
 
+PROPRIO = "proprio/"
+
 
 class Policy:
-    """A batch of `rows` robots (or simulators) driven by one network."""
+    """A batch of `rows` robots (or simulators) driven by one network.
 
-    def __init__(self, loaded: checkpoint.Loaded, *, stream: str, dataset: str | None, rows: int):
+    Args:
+      loaded: the checkpoint.
+      stream: which of its streams acts.
+      dataset: dataset key, for all rows or one per row; None = the only one there is.
+      action_space: name, for all rows or one per row; None = the only one that has as many numbers
+        as the dataset's actions.
+      rows: B.
+
+    Raises UserError for an unknown stream, dataset key or action space, for a choice that is not
+    made where there are several, and for a checkpoint that has seen no robot.
+    """
+
+    def __init__(
+        self,
+        loaded: checkpoint.Loaded,
+        *,
+        stream: str = "robot",
+        dataset: str | Sequence[str] | None = None,
+        action_space: str | Sequence[str] | None = None,
+        rows: int = 1,
+    ):
         config = loaded.config
         if stream not in config.streams:
             raise plugin.UserError(plugin.unknown("policy stream", stream, config.streams))
         self.config, self.stream, self.rows = config, config.streams[stream], rows
         self.normalizer = normalizer_lib.Normalizer.from_json(loaded.normalizer)
-        self.text_tokenizer = (
-            text_tokenizer_lib.TextTokenizer(loaded.text_tokenizer) if loaded.text_tokenizer else None
-        )
+        stored = loaded.text_tokenizer
+        self.text_tokenizer = text_tokenizer_lib.TextTokenizer(stored) if stored else None
         self.spaces = loaded.action_spaces
-        self.dataset = _choose("dataset key", dataset, self.normalizer.keys)
-        self._dataset_index = self.normalizer.keys.index(self.dataset)
-        proprio = {
-            field.removeprefix("proprio/"): self.normalizer.constants(field)
-            for field in self.normalizer.entries[self.dataset]
-            if field.startswith("proprio/")
-        }
+        self.datasets = tuple(
+            _dataset(self.normalizer, name) for name in _per_row("dataset", dataset, rows)
+        )
+        asked = _per_row("action_space", action_space, rows)
+        self.row_spaces = tuple(
+            _space(self.normalizer, self.spaces, key, name)
+            for key, name in zip(self.datasets, asked, strict=True)
+        )
+        self.proprio_sizes = _proprio_sizes(config, self.stream, self.normalizer)
+        fields = {f for entry in self.normalizer.entries.values() for f in entry}
         self.model = build.network(
             config,
             spaces=self.spaces,
             text_tokenizer=self.text_tokenizer,
-            proprio_constants=proprio,
+            proprio_constants={
+                field.removeprefix(PROPRIO): self.normalizer.constants(field)
+                for field in sorted(fields)
+                if field.startswith(PROPRIO)
+            },
         )
         self._variables = jax.device_put(loaded.variables, jax.devices()[0])
         self._sample = jax.jit(functools.partial(self._apply, stream=stream))
@@ -53,13 +84,17 @@ class Policy:
         self.reset()
 
     @classmethod
-    def load(cls, folder: str, *, stream="robot", dataset=None, rows=1, step=None) -> Policy:
-        """The policy of a run's folder; its EMA parameters where it has them.
+    def load(cls, folder: str, *, step: int | None = None, **arguments) -> Policy:
+        """The policy of a run's folder (`arguments` as of the class); its EMA parameters if any.
 
-        `dataset` names the normalization statistics; it may be omitted when there is one. Raises
-        UserError for a missing folder, another format version, an unknown stream or dataset key.
+        Raises UserError for a missing folder, another format version, and what the class raises.
         """
-        return cls(checkpoint.load(folder, step=step), stream=stream, dataset=dataset, rows=rows)
+        return cls(checkpoint.load(folder, step=step), **arguments)
+
+    @property
+    def dataset(self) -> str:
+        """The dataset key of row 0."""
+        return self.datasets[0]
 
     def _apply(self, variables, batch, row_keys, *, stream):
         return self.model.sample(variables, batch, stream, row_keys)
@@ -71,29 +106,26 @@ class Policy:
         else:
             self._history[row] = []
 
-    def observe(self, row: int, observation: dict) -> None:
+    def observe(self, row: int, observation: Mapping[str, Mapping[str, Any]]) -> None:
         """Appends what row `row` senses at this control tick to its history of `window` ticks.
 
-        ``{"images": {view: uint8 [h, w, 3]}, "proprio": {group: [P]}}``, readings in SI units.
+        ``{"images": {view: uint8 [h, w, 3]}, "proprio": {group: [P]}}``, readings in the dataset's
+        units. None in place of an image or a reading says that the sensor dropped out at this tick.
+        UserError for one that is not there at all, or does not fit the checkpoint.
         """
         history = self._history[row]
-        history.append(self._standard(observation))
+        history.append(self._standard(self.datasets[row], observation))
         del history[: -self.stream.window]
 
     def act(
         self, instructions: Sequence[str], *, masked_views: Sequence[str] = ()
     ) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
-        """(actions [rows, C, A] in the dataset's units, the heads' answers {head: {name: [rows, …]}}).
+        """(actions [rows, C, A] in the datasets' units, the answers {head: {name: [rows, …]}}).
 
-        Every row must have been observed; `masked_views` hides cameras (the blind control).
+        Every row must have been observed; `masked_views` hides cameras (the blind control). With
+        rows of several action spaces A is the largest, and zeros fill the others.
         """
-        silent = [row for row, history in enumerate(self._history) if not history]
-        if len(instructions) != self.rows or silent:
-            raise plugin.UserError(
-                f"policy.act: got {len(instructions)} instructions for {self.rows} rows; rows never "
-                f"observed: {silent}. Call observe(row, observation) first."
-            )
-        batch = self._batch(instructions, masked_views)
+        batch = self.batch(instructions, masked_views=masked_views)
         row_keys = {
             name: keys.row_keys(self._seed, f"policy/{name}", batch.row_id)
             for name in self.stream.heads
@@ -102,80 +134,186 @@ class Policy:
         answers = jax.device_get(self._sample(self._variables, batch, row_keys))
         return self._actions(answers), answers
 
-    def _standard(self, observation: dict) -> dict[str, Any]:
-        """One observation, normalized, with the shapes the stream expects."""
-        images = {}
-        for view, size in self.stream.image_sizes.items():
-            if view not in observation["images"]:
-                raise plugin.UserError(plugin.unknown("observation.images", view, observation["images"]))
-            image = np.asarray(observation["images"][view])
-            if image.shape != (*size, 3) or image.dtype != np.uint8:
-                raise plugin.UserError(
-                    f"observation.images.{view}: got {image.dtype} {image.shape}, expected uint8 "
-                    f"{(*size, 3)}, the size the checkpoint was trained with."
-                )
-            images[view] = image
-        proprio = {}
-        for field in self.normalizer.entries[self.dataset]:
-            group = field.removeprefix("proprio/")
-            if field == group:
-                continue
-            if group not in observation["proprio"]:
-                raise plugin.UserError(
-                    plugin.unknown("observation.proprio", group, observation["proprio"])
-                )
-            reading = np.asarray(observation["proprio"][group], np.float32)
-            proprio[group] = self.normalizer.forward(self.dataset, field, reading).astype(np.float32)
-        return {"images": images, "proprio": proprio}
-
-    def _batch(self, instructions: Sequence[str], masked_views: Sequence[str]) -> types.Batch:
+    def batch(
+        self, instructions: Sequence[str], *, masked_views: Sequence[str] = ()
+    ) -> types.Batch:
+        """What the network is shown for these instructions and the histories."""
+        self._check_query(instructions, masked_views)
         window = self.stream.window
         real = np.zeros((self.rows, window), bool)
         padded = []
         for row, history in enumerate(self._history):
             real[row, window - len(history) :] = True
+            # As data/window.py pads: the first tick repeated, and not real.
             padded.append([history[0]] * (window - len(history)) + history)
 
-        def stack(kind: str, name: str) -> np.ndarray:
-            return np.stack([np.stack([step[kind][name] for step in row]) for row in padded])
+        def stack(kind: str, names: Sequence[str]) -> tuple[dict, dict]:
+            values, masks = {}, {}
+            for name in names:
+                pairs = [[tick[kind][name] for tick in row] for row in padded]
+                values[name] = np.stack([np.stack([value for value, _ in row]) for row in pairs])
+                masks[name] = np.array([[seen for _, seen in row] for row in pairs]) & real
+            return values, masks
 
-        first = padded[0][0]
-        images = {view: stack("images", view) for view in first["images"]}
-        encoded = [
-            self.text_tokenizer.encode_padded(text, self.stream.max_tokens) for text in instructions
-        ]
-        ids = np.arange(self._queries, self._queries + self.rows, dtype=np.uint32)
+        images, image_masks = stack("images", tuple(self.stream.image_sizes))
+        for view in masked_views:
+            image_masks[view] = np.zeros_like(real)
+        proprio, proprio_masks = stack("proprio", tuple(self.proprio_sizes))
+        names = [space.name for space in self.spaces]
         return types.Batch.make(
             observation=dict(
                 images=images,
-                image_masks={view: real & (view not in masked_views) for view in images},
-                proprio={group: stack("proprio", group) for group in first["proprio"]},
+                image_masks=image_masks,
+                proprio=proprio,
+                proprio_masks=proprio_masks,
                 timestep_mask=real,
             ),
-            task=dict(
-                values={"language": np.stack([pieces for pieces, _ in encoded])},
-                masks={"language": np.stack([mask for _, mask in encoded])},
-            ),
+            task=self._task(instructions),
             targets={},
             target_masks={},
-            row_id=ids,
-            action_space=np.zeros(self.rows, np.int32),
-            dataset_key=np.full(self.rows, self._dataset_index, np.int32),
+            row_id=np.arange(self._queries, self._queries + self.rows, dtype=np.uint32),
+            action_space=np.array([names.index(s.name) for s in self.row_spaces], np.int32),
+            dataset_key=np.array([self.normalizer.index(k) for k in self.datasets], np.int32),
         )
 
-    def _actions(self, answers: dict) -> np.ndarray:
-        chunks = [answer["action"] for answer in answers.values() if "action" in answer]
-        if len(chunks) != 1:
+    def _check_query(self, instructions: Sequence[str], masked_views: Sequence[str]) -> None:
+        silent = [row for row, history in enumerate(self._history) if not history]
+        if isinstance(instructions, str) or len(instructions) != self.rows or silent:
+            count = 1 if isinstance(instructions, str) else len(instructions)
             raise plugin.UserError(
-                f"policy: {len(chunks)} heads of stream answer with an action, expected one; "
-                f"heads: {sorted(answers)}."
+                f"policy.act: got {count} instructions, expected a list of {self.rows}, one per "
+                f"row; rows never observed: {silent}. Call observe(row, observation) first."
             )
-        return self.normalizer.inverse(self.dataset, "action", np.asarray(chunks[0], np.float32))
+        for view in masked_views:
+            if view not in self.stream.image_sizes:
+                known = self.stream.image_sizes
+                raise plugin.UserError(plugin.unknown("policy.act: masked view", view, known))
+
+    def _task(self, instructions: Sequence[str]) -> dict:
+        """Ids and mask [rows, T] as the data road makes them; no instruction is all padding."""
+        if self.text_tokenizer is None:
+            return {}
+        size = self.stream.max_tokens
+        nothing = np.full(size, self.text_tokenizer.pad_id, np.int32), np.zeros(size, bool)
+        encoded = [
+            self.text_tokenizer.encode_padded(text.strip(), size) if text.strip() else nothing
+            for text in instructions
+        ]
+        return dict(
+            values={"language": np.stack([pieces for pieces, _ in encoded])},
+            masks={"language": np.stack([mask for _, mask in encoded])},
+        )
+
+    def _standard(self, key: str, observation: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """One tick: {"images": {view: (image, seen)}, "proprio": {group: (normalized, seen)}}."""
+        images = {}
+        for view, size in self.stream.image_sizes.items():
+            image = _entry("observation.images", observation["images"], view)
+            if image is None:
+                images[view] = np.zeros((*size, 3), np.uint8), False
+                continue
+            image = np.asarray(image)
+            if image.shape != (*size, 3) or image.dtype != np.uint8:
+                raise plugin.UserError(
+                    f"observation.images.{view}: got {image.dtype} {image.shape}, expected uint8 "
+                    f"{(*size, 3)}, the size the checkpoint was trained with; resize it as "
+                    "data/images.py:resize does"
+                )
+            images[view] = image, True
+        proprio = {}
+        for group, size in self.proprio_sizes.items():
+            reading = None
+            if PROPRIO + group in self.normalizer.entries[key]:  # else: another robot's group
+                reading = _entry("observation.proprio", observation.get("proprio", {}), group)
+            proprio[group] = np.zeros(size, np.float32), reading is not None
+            if reading is not None:
+                numbers = self.normalizer.forward(key, PROPRIO + group, reading)
+                if numbers.ndim != 1 or not np.all(np.isfinite(numbers)):
+                    raise plugin.UserError(
+                        f"observation.proprio.{group}: got {np.asarray(reading)}, expected "
+                        "[P] finite numbers; None says that the reading is missing"
+                    )
+                proprio[group][0][: len(numbers)] = numbers
+        return {"images": images, "proprio": proprio}
+
+    def _actions(self, answers: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+        chunks = []
+        for row, (key, space) in enumerate(zip(self.datasets, self.row_spaces, strict=True)):
+            head = self._head_of(space, answers)
+            chunk = np.asarray(answers[head]["action"][row], np.float32)[:, : space.size]  # [C, A]
+            chunks.append(self.normalizer.inverse(key, "action", chunk))
+        shape = [max(chunk.shape[axis] for chunk in chunks) for axis in range(2)]
+        return np.stack([np.pad(c, [(0, n - m) for n, m in zip(shape, c.shape)]) for c in chunks])
+
+    def _head_of(self, space: types.ActionSpace, answers: Mapping[str, Mapping]) -> str:
+        """The head that answers for an action space: its own, else the one for all of them."""
+        acting = [name for name, answer in answers.items() if "action" in answer]
+        specs = {name: self.config.model.heads[name].get("action_space") for name in acting}
+        for wanted in (space.name, None):
+            found = [name for name in acting if specs[name] == wanted]
+            if len(found) == 1:
+                return found[0]
+            if len(found) > 1:
+                break
+        raise plugin.UserError(
+            f"policy: the action space {space.name!r} needs one head that answers for it; heads of "
+            f"the stream that answer with an action, and their action_space: {specs or 'none'}"
+        )
 
 
-def _choose(what: str, asked: str | None, known: Sequence[str]) -> str:
-    if asked is None and len(known) == 1:
-        return known[0]
-    if asked not in known:
-        raise plugin.UserError(plugin.unknown(f"policy {what}", str(asked), known))
+def _entry(where: str, given: Mapping[str, Any], name: str) -> Any:
+    if name not in given:
+        raise plugin.UserError(plugin.unknown(f"{where}: missing", name, given))
+    return given[name]
+
+
+def _per_row(what: str, asked: str | Sequence[str] | None, rows: int) -> tuple[str | None, ...]:
+    if asked is None or isinstance(asked, str):
+        return (asked,) * rows
+    if len(asked) != rows:
+        raise plugin.UserError(f"policy {what}: got {len(asked)} names for {rows} rows")
+    return tuple(asked)
+
+
+def _dataset(normalizer: normalizer_lib.Normalizer, asked: str | None) -> str:
+    if not normalizer.keys:
+        raise plugin.UserError(
+            "policy: the checkpoint has no statistics of any robot data (a pretraining stage?); "
+            "train it on a robot first (vla finetune)"
+        )
+    if asked is None and len(normalizer.keys) == 1:
+        return normalizer.keys[0]
+    if asked not in normalizer.keys:
+        raise plugin.UserError(plugin.unknown("policy dataset key", str(asked), normalizer.keys))
     return asked
+
+
+def _space(
+    normalizer: normalizer_lib.Normalizer,
+    spaces: Sequence[types.ActionSpace],
+    key: str,
+    asked: str | None,
+) -> types.ActionSpace:
+    """The action space of a dataset's rows: the one asked for, or the only one of its size."""
+    size = len(normalizer.entry(key, "action").active)
+    fitting = {space.name: space for space in spaces if space.size == size}
+    if asked is None and len(fitting) == 1:
+        return next(iter(fitting.values()))
+    if asked not in fitting:
+        where = f"policy action space of {size} numbers, as the dataset {key!r} has"
+        raise plugin.UserError(plugin.unknown(where, str(asked), fitting))
+    return fitting[asked]
+
+
+def _proprio_sizes(config, stream, normalizer: normalizer_lib.Normalizer) -> dict[str, int]:
+    """Group -> P of the padded reading: the largest of any dataset, and what tokenizers expect."""
+    sizes: dict[str, int] = {}
+    for fields in normalizer.entries.values():
+        for field, entry in fields.items():
+            if field.startswith(PROPRIO):
+                name = field.removeprefix(PROPRIO)
+                sizes[name] = max(sizes.get(name, 0), len(entry.active))
+    for spec in (config.model.tokenizers[name] for name in stream.groups):
+        if "group" in spec and "size" in spec:
+            sizes[spec["group"]] = max(sizes.get(spec["group"], 0), spec["size"])
+    return sizes

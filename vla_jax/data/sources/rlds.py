@@ -10,12 +10,13 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from vla_jax import plugin
-from vla_jax.data import episodes, robot
+from vla_jax.data import episodes as episodes_lib
+from vla_jax.data import robot
 from vla_jax.data.sources import _rlds_folder
 from vla_jax.types import SourceContext
 
@@ -33,6 +34,7 @@ def make(
     dataset_key: str | None = None,
     holdout: float = 0.1,
     holdout_seed: int = 0,
+    episodes: int | None = None,
     steps: str | None = None,
     stride: int = 1,
     language: str = "required",
@@ -49,8 +51,8 @@ def make(
       standardizer: ``"native"`` or ``dict(type="oxe", row="bridge")``.
       split: a split of the data set. (Its own validation split may repeat it: see holdout.)
       embodiment, action_space: names, in place of those that the standardizer finds.
-      dataset_key, holdout, holdout_seed, steps, stride, language, waypoint_group, point_view,
-        optional_views, augment: see robot.Reading.
+      dataset_key, holdout, holdout_seed, episodes, steps, stride, language, waypoint_group,
+        point_view, optional_views, augment: see robot.Reading.
 
     Raises:
       UserError: no such folder, split or shard; a corrupt record; columns that do not fit the
@@ -59,6 +61,7 @@ def make(
     reading = robot.Reading(
         holdout=holdout,
         holdout_seed=holdout_seed,
+        episodes=episodes,
         steps=steps,
         stride=stride,
         language=language,
@@ -68,17 +71,28 @@ def make(
         optional_views=tuple(optional_views),
         augment=None if augment is None else dict(augment),
     )
+    table, read = recorded(path, standardizer=standardizer, split=split)
+    named = {"embodiment": embodiment, "action_space": action_space}
+    table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
+    return robot.RobotRows(context, table, read, reading)
+
+
+def recorded(
+    path: str, *, standardizer: str | Mapping = "native", split: str = "train"
+) -> tuple[episodes_lib.Episodes, Callable[[str, int, int], bytes]]:
+    """(the table of all episodes of a split, the encoded image of (view, episode, row)).
+
+    An image of no bytes is one that the data lack. Raises UserError as `make` does.
+    """
     spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
     folder = _rlds_folder.open_folder(path)
     stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p, _ in folder.shards(split))
     table = _load(str(folder.path), split, json.dumps(spec, sort_keys=True), stamp)
-    named = {"embodiment": embodiment, "action_space": action_space}
-    table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
-    return robot.RobotRows(context, table, _Reader(folder, split, table), reading)
+    return table, _Reader(folder, split, table)
 
 
 @functools.lru_cache(maxsize=16)
-def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes.Episodes:
+def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes_lib.Episodes:
     folder = _rlds_folder.open_folder(path)
     where = f"{folder.path} {split}"
     standardizer = plugin.build(
@@ -105,13 +119,13 @@ def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes.Episodes:
             mask = episode.image_masks.get(view, True)
             frames[view] = (spans.offsets, np.where(mask, spans.lengths, 0))
         rows.append((episode, frames, record.shard, record.number, record.offset))
-    return episodes.collect(where, folder.name, rows, tuple(views))
+    return episodes_lib.collect(where, folder.name, rows, tuple(views))
 
 
 class _Reader:
     """Encoded images by (view, episode, row); pickled without open files."""
 
-    def __init__(self, folder: _rlds_folder.Folder, split: str, table: episodes.Episodes):
+    def __init__(self, folder: _rlds_folder.Folder, split: str, table: episodes_lib.Episodes):
         self.table = table
         self.shards = [folder.reader(pathlib.Path(path)) for path, _ in folder.shards(split)]
 

@@ -6,9 +6,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vla_jax import plugin
-from vla_jax.parallel import arrays
+from vla_jax.parallel import arrays, sharding
 from vla_jax.parallel import mesh as meshes
-from vla_jax.parallel import sharding
 
 PARAMS = {
     "params": {

@@ -11,7 +11,7 @@ import numpy as np
 from vla_jax import plugin, trees, types
 from vla_jax.nn import embedding, grounding
 
-B, W, C, A, P, T, K, D, STEM = 3, 2, 4, 5, 3, 6, 2, 16, 12
+B, C, A, P, T, K, D, STEM = 3, 4, 5, 3, 6, 2, 16, 12
 GRID = (3, 4)
 HAND = (((0.1, 0.2, 0.3), (0.0, 0.0, 0.0)), ((0.5, 0.4, 0.3), (1.0, 2.0, 3.0)))
 assert trees  # registers the dataclasses
@@ -71,7 +71,7 @@ class Harness(nn.Module):
         return self.head.sample(outputs, heads, batch, "the cache", decode, key)
 
 
-def _outputs(rng):
+def _outputs(rng, W):
     def normal(*shape):
         return rng.normal(size=shape).astype(np.float32)
 
@@ -89,7 +89,7 @@ def _outputs(rng):
     }
 
 
-def _batch(rng):
+def _batch(rng, W):
     def mask(*shape):
         return rng.random(shape) < 0.7
 
@@ -124,13 +124,13 @@ def _batch(rng):
     )
 
 
-def make():
+def make(window=2):
     """Fresh sizes, context, outputs, batch, keys, and `build(**spec)` → (harness, variables)."""
-    rng = np.random.default_rng(0)
+    rng, W = np.random.default_rng(0), window
     made = SimpleNamespace(
         B=B, W=W, C=C, A=A, P=P, T=T, K=K, D=D, grid=GRID, hand=HAND, context=CONTEXT, rng=rng
     )
-    made.outputs, made.batch = _outputs(rng), _batch(rng)
+    made.outputs, made.batch = _outputs(rng, W), _batch(rng, W)
     made.keys = jax.vmap(jax.random.key)(np.arange(B))
 
     def build(heads=None, **spec):

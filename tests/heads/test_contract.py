@@ -13,6 +13,8 @@ from vla_jax import plugin, trees
 # What a config says anyway; laid over every argument of these names.
 SAID = dict(readout="main", names=("ab", "c", "dog"), image="primary", max_tokens=6)
 
+SINGLE_STEP = ("language",)  # heads of a row, which refuse a longer window
+
 
 def arguments(name):
     module = plugin.module("heads", name)
@@ -23,6 +25,13 @@ def arguments(name):
 @pytest.fixture(scope="module", params=plugin.names("heads"))
 def name(request):
     return request.param
+
+
+@pytest.fixture(scope="module")
+def case(name):
+    from tests.heads import case as cases
+
+    return cases.make(window=1 if name in SINGLE_STEP else 2)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,13 @@ from vla_jax.nn import embedding
 SPEC = dict(type="language", max_tokens=6)
 
 
+@pytest.fixture(scope="module")
+def case():
+    from tests.heads import case as cases
+
+    return cases.make(window=1)
+
+
 def embedded(case, variables):
     """The head's tokens [B, T, D]: pieces and places."""
     table = np.asarray(variables["params"]["shared_text_embedding"]["table"])
@@ -69,3 +76,10 @@ def test_bad_lengths(case, change, message):
 def test_needs_a_text_tokenizer(case):
     with pytest.raises(plugin.UserError, match="config.text_tokenizer"):
         plugin.build("heads", SPEC, dataclasses.replace(case.context, text_tokenizer=None))
+
+
+def test_a_longer_window_is_refused():
+    from tests.heads import case as cases
+
+    with pytest.raises(plugin.UserError, match="window of 2"):
+        cases.make(window=2).build(**SPEC)

@@ -6,7 +6,8 @@
 
 The text is a target, so no tokenizer shows it to the network: `tokens` does, in training only, and
 the config's rules say what it sees (what is asked, and itself by ``causal_position``) and that
-nothing else reads it. The read-out is the shared text embedding transposed.
+nothing else reads it. A text belongs to a row, so the stream's window is 1. The read-out is the
+shared text embedding transposed.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Language(_base.Head, kw_only=True):
         return True
 
     def tokens(self, batch: types.Batch, key: jax.Array | None):
-        """({group: [B, W, T, D]}, None, None): the target, embedded, at every step; else {}.
+        """({group: [B, 1, T, D]}, None, None): the target, embedded; {} without one.
 
-        Raises UserError when the target's T is another.
+        Raises UserError when the target's T is another, or the window is not 1.
         """
         text = _base.target(batch, "text")
         if text is None:
@@ -59,19 +60,20 @@ class Language(_base.Head, kw_only=True):
                 f"language head: targets.text has {text.shape[1]} slots, the head "
                 f"{self.max_tokens}; give both the same max_tokens."
             )
-        made = self._embed(text)[:, None]  # [B, 1, T, D]
         window = batch.observation.timestep_mask.shape[1]
-        return {self.group: jnp.repeat(made, window, axis=1)}, None, None
+        if window != 1:  # older steps' text would be seen in training, and be missing in sampling
+            raise plugin.UserError(f"language head: got a window of {window}, expected 1.")
+        return {self.group: self._embed(text)[:, None]}, None, None  # [B, 1, T, D]
 
     def __call__(self, outputs, heads, batch: types.Batch, carry=None):
-        """(answer, errors) at the newest step; errors[:, t] is −log p(text[t + 1] | text[: t + 1]).
+        """(answer, errors); errors[:, t] is −log p(text[t + 1] | text[: t + 1]).
 
         Without a target there is nothing to score: ({}, {}).
         """
         text = _base.target(batch, "text")
         if text is None:
             return {}, {}
-        logits = self._logits(outputs[self.group].final[:, -1])
+        logits = self._logits(outputs[self.group].final[:, 0])
         log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
         right = jnp.take_along_axis(log_probs, text[:, 1:, None], axis=-1)
         return {"logits": logits}, {"cross_entropy": -right[..., 0]}

@@ -49,9 +49,7 @@ def test_each_parameter_does_what_it_is_called():
     turned = augment.jitter(augment.Augment(hue=0.1), key, "primary", colour)
     assert not np.array_equal(turned, colour)
     assert np.abs((turned - colour.astype(float)) @ luma).max() < 2, "hue keeps the luma"
-    np.testing.assert_array_equal(
-        augment.jitter(augment.Augment(), key, "primary", colour), colour
-    )
+    np.testing.assert_array_equal(augment.jitter(augment.Augment(), key, "primary", colour), colour)
 
 
 def test_noise_has_its_spread_and_is_independent_per_group():

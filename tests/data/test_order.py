@@ -133,7 +133,9 @@ def test_importing_the_data_road_loads_no_jax_and_no_tensorflow():
     program += f"names = {names.split()!r}\n"
     program += "import vla_jax.data.sources as s, vla_jax.data.standardizers as t\n"
     program += "names += ['data.sources.' + m.name for m in pkgutil.iter_modules(s.__path__)]\n"
-    program += "names += ['data.standardizers.' + m.name for m in pkgutil.iter_modules(t.__path__)]\n"
+    program += (
+        "names += ['data.standardizers.' + m.name for m in pkgutil.iter_modules(t.__path__)]\n"
+    )
     program += "for n in names: importlib.import_module('vla_jax.' + n)\n"
     program += "heavy = {'jax', 'tensorflow', 'flax', 'grain'} & set(sys.modules)\n"
     program += "assert not heavy, heavy"

@@ -27,7 +27,8 @@ class Reading:
 
     Attributes:
       holdout: share of the episodes kept for validation (at least one, if not 0), by a hash of
-        (holdout_seed, episode id). `context.train` says which part is read.
+        (holdout_seed, episode id). `context.train` says which part is read. 1 = all of them, for
+        a split that is kept for validation as a whole.
       episodes: only the first so many of the training episodes; None = all.
       stride: every how many of an episode's steps (with an image of each view) a sample starts.
       steps: which of those, a Python slice per episode: "[:3]", "[10:]".

@@ -19,8 +19,8 @@ def split(where: str, ids, holdout: float, seed: int, train: bool) -> np.ndarray
     Held out are the round(holdout * E) episodes, at least one, with the smallest hash of (seed,
     id), whatever the order of storage. Raises UserError where a part is empty.
     """
-    if not 0 <= holdout < 1:
-        raise plugin.UserError(f"{where}: holdout={holdout}, expected 0 <= holdout < 1")
+    if not 0 <= holdout <= 1:
+        raise plugin.UserError(f"{where}: holdout={holdout}, expected 0 to 1")
     count = max(1, round(holdout * len(ids))) if holdout else 0
     ranks = [hashlib.blake2b(f"{seed}/{id_}".encode(), digest_size=8).digest() for id_ in ids]
     held = sorted(range(len(ids)), key=ranks.__getitem__)[:count]

@@ -70,7 +70,8 @@ def compute(
     for source in sources:
         if hasattr(source, "statistics_columns"):
             data = tables.setdefault(source.dataset_key, {})
-            data.setdefault(source.data_fingerprint, source.statistics_columns())
+            if source.data_fingerprint not in data:
+                data[source.data_fingerprint] = source.statistics_columns()
     entries = {}
     for key in sorted(tables):
         parts = list(tables[key].values())

@@ -16,12 +16,17 @@ RULES = (
 
 
 def inputs(heads=4, kv_heads=4, dim=8, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0), 3)
+    rng = np.random.default_rng(0)
     shapes = [(2, ROWS.length, n, dim) for n in (heads, kv_heads, kv_heads)]
-    q, k, v = (jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes))
+    q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     valid = np.ones((2, ROWS.length), bool)
     valid[0, [1, 3]] = False
     return q, k, v, jnp.asarray(valid)
+
+
+@jax.jit
+def compiled(q, k, v, valid):
+    return attention.attention(q, k, v, ROWS, RULES, valid)
 
 
 def by_loop(q, k, v, mask, valid):
@@ -41,9 +46,7 @@ def by_loop(q, k, v, mask, valid):
 def test_equals_a_numpy_loop(kv_heads):
     q, k, v, valid = inputs(kv_heads=kv_heads)
     expected = by_loop(q, k, v, visibility.mask(ROWS, RULES), np.asarray(valid))
-    np.testing.assert_allclose(
-        attention.attention(q, k, v, ROWS, RULES, valid), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(compiled(q, k, v, valid), expected, atol=1e-5)
 
 
 def test_fully_masked_query_is_exactly_zero_with_finite_gradients():
@@ -53,17 +56,17 @@ def test_fully_masked_query_is_exactly_zero_with_finite_gradients():
     def total(q, k, v):
         return jnp.sum(jnp.square(attention.attention(q, k, v, ROWS, RULES, valid)))
 
-    out = attention.attention(q, k, v, ROWS, RULES, valid)
+    out = compiled(q, k, v, valid)
     assert (np.asarray(out[1]) == 0).all() and np.abs(out[0]).max() > 0
-    for gradient in jax.grad(total, (0, 1, 2))(q * 100, k * 100, v):
+    for gradient in jax.jit(jax.grad(total, (0, 1, 2)))(q * 100, k * 100, v):
         assert np.isfinite(gradient).all() and (np.asarray(gradient[1]) == 0).all()
 
 
 def test_rows_of_the_mask_by_static_or_traced_slots():
     q, k, v, valid = inputs()
-    whole = attention.attention(q, k, v, ROWS, RULES, valid)
+    whole = compiled(q, k, v, valid)
     slots = np.array([4, 5, 9])
-    static = attention.attention(q[:, slots], k, v, ROWS, RULES, valid, slots)
+    static = jax.jit(lambda q: attention.attention(q, k, v, ROWS, RULES, valid, slots))(q[:, slots])
     traced = jax.jit(lambda q, slots: attention.attention(q, k, v, ROWS, RULES, valid, slots))(
         q[:, slots], jnp.asarray(slots)
     )
@@ -73,7 +76,7 @@ def test_rows_of_the_mask_by_static_or_traced_slots():
 
 def test_bfloat16_softmax_is_float32():
     q, k, v, valid = inputs(dtype=jnp.bfloat16)
-    out = attention.attention(q, k, v, ROWS, RULES, valid)
+    out = compiled(q, k, v, valid)
     assert out.dtype == jnp.bfloat16
     expected = by_loop(
         *(x.astype(jnp.float32) for x in (q, k, v)), visibility.mask(ROWS, RULES), np.asarray(valid)

@@ -6,14 +6,18 @@ import pytest
 from vla_jax import plugin
 from vla_jax.nn import embedding, grounding
 
-IDS = jnp.array([[7, 8, 3, 4, 0], [3, 4, 0, 0, 0], [7, 8, 0, 0, 0], [0, 0, 0, 0, 0]], jnp.int32)
+IDS = np.array([[7, 8, 3, 4, 0], [3, 4, 0, 0, 0], [7, 8, 0, 0, 0], [0, 0, 0, 0, 0]], np.int32)
 MASK = IDS != 0
 TEMPLATES = ((7,), (7, 8), (9, 9, 9, 9, 9, 9))
 
 
 def build(**changes):
     net = embedding.TextEmbedding(**dict(vocabulary_size=12, width=8) | changes)
-    return net, net.init(jax.random.key(0), IDS)
+    return net, jax.jit(net.init)(jax.random.key(0), IDS)
+
+
+def pooled_by(net, p, ids=IDS, mask=MASK):
+    return jax.jit(lambda p: net.apply(p, ids, mask, method="pooled"))(p)
 
 
 @pytest.mark.parametrize("pool", ["mean", "query"])
@@ -21,11 +25,11 @@ def test_a_template_pools_like_the_bare_name(pool):
     net, p = build(pool=pool, templates=TEMPLATES)
     if pool == "query":
         p["params"]["query"] = jax.random.normal(jax.random.key(1), (8,))
-    pooled = net.apply(p, IDS, MASK, method="pooled")
+    pooled = pooled_by(net, p)
     np.testing.assert_allclose(pooled[0], pooled[1], atol=1e-6)
     assert (np.asarray(pooled[3]) == 0).all()  # no text
     assert np.abs(pooled[2]).max() > 0  # nothing but a template: pooled whole
-    row = net.apply(p, IDS[0], MASK[0], method="pooled")  # no batch axis
+    row = pooled_by(net, p, IDS[0], MASK[0])  # no batch axis
     np.testing.assert_allclose(row, pooled[0], atol=1e-6)
 
 
@@ -33,7 +37,7 @@ def test_mean_and_query_at_the_start_are_the_mean_of_the_pieces():
     for pool in ("mean", "query"):
         net, p = build(pool=pool)
         expected = net.apply(p, IDS)[1, :2].mean(0)
-        got = net.apply(p, IDS, MASK, method="pooled")[1]
+        got = pooled_by(net, p)[1]
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -43,7 +47,7 @@ def test_query_learns_salience_and_padding_has_no_gradient():
     def loss(p):
         return jnp.sum(jnp.square(net.apply(p, IDS, MASK, method="pooled")))
 
-    gradient = jax.grad(loss)(p)["params"]
+    gradient = jax.jit(jax.grad(loss))(p)["params"]
     assert np.isfinite(gradient["query"]).all() and np.abs(gradient["query"]).max() > 0
     assert (np.asarray(gradient["table"][0]) == 0).all()
 
@@ -65,11 +69,11 @@ def test_unknown_pool():
 def test_grounding_returns_unit_vectors_and_finite_gradients_at_zero():
     net = grounding.Grounding(4)
     stem, word = jnp.ones((2, 3, 6)), jnp.zeros((2, 5))
-    p = net.init(jax.random.key(0), stem, word, method=both)
-    patches, words = net.apply(p, stem, word, method=both)
+    run = jax.jit(lambda key: net.init_with_output(key, stem, word, method=both))
+    (patches, words), p = run(jax.random.key(0))
     np.testing.assert_allclose(jnp.linalg.norm(patches, axis=-1), 1.0, atol=1e-4)
     assert (np.asarray(words) == 0).all()
-    gradient = jax.grad(lambda w: net.apply(p, stem, w, method=both)[1].sum())(word)
+    gradient = jax.jit(jax.grad(lambda w: net.apply(p, stem, w, method=both)[1].sum()))(word)
     assert np.isfinite(gradient).all()
 
 

@@ -68,7 +68,7 @@ class ImagePatch(nn.Module):
         tokens = stem
         if stem.shape[-1] != self.width:
             tokens = linear.Dense(self.width, dtype=self.dtype, name="project")(stem)
-        if self.film is not None:
+        if self.film is not None and self.reads[0] in groups:  # a stream may read nothing here
             word, known = _pooled(groups[self.reads[0]])
             tokens = self._condition(tokens, stem, word, known)
         real = observation.image_masks[self.view] & observation.timestep_mask  # [B, W]

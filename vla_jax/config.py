@@ -248,9 +248,9 @@ def load(path_and_args: str, overrides: Sequence[str] = ()) -> TrainConfig:
     return parse(TrainConfig, override(get_config(arg), overrides))
 
 
-def parse(cls: type, tree: Mapping, where: str = "config") -> Any:
-    """The frozen dataclass `cls` of nested tables; UserError says where, got, expected, nearest."""
-    return _value(where, cls, _plain(where, tree))
+def parse(schema: type, tree: Mapping, where: str = "config") -> Any:
+    """The frozen dataclass `schema` of nested tables; UserError: where, got, expected, nearest."""
+    return _value(where, schema, _plain(where, tree))
 
 
 def to_json(config: Any) -> str:
@@ -258,9 +258,9 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=1)
 
 
-def from_json(text: str, cls: type = TrainConfig) -> Any:
+def from_json(text: str) -> TrainConfig:
     """The config that `to_json` wrote."""
-    return parse(cls, json.loads(text))
+    return parse(TrainConfig, json.loads(text))
 
 
 @functools.cache

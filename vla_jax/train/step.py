@@ -71,26 +71,15 @@ def make_train_step(
         for stream, named in counts.items():
             for name, count in named.items():
                 metrics[f"{stream}/{name}"] = (metrics[f"{stream}/{name}"][0], count)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = optimizers.average(ema, trained, config.optimizer.ema, state.step)
+        after = _advance(state, grads, optimizer, config.optimizer)
         one = jnp.ones(())
         metrics |= {
             "loss": (loss, one),
             "gradient_norm": (_norm(grads), one),
-            "parameter_norm": (_norm(trained), one),
+            "parameter_norm": (_norm(after.trained), one),
             "lr": (rate(state.step), one),
         }
-        state = states.TrainState(
-            step=state.step + 1,
-            trained=trained,
-            frozen=state.frozen,
-            opt_state=opt_state,
-            ema=ema,
-        )
-        return state, metrics
+        return after, metrics
 
     return train_step
 
@@ -117,6 +106,23 @@ def make_eval_step(
         return metrics
 
     return eval_step
+
+
+def _advance(
+    state: states.TrainState,
+    grads: Any,
+    optimizer: optax.GradientTransformation,
+    config: config_lib.OptimizerConfig,
+) -> states.TrainState:
+    """The state after one update of the trained parameters and of their moving average."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optimizers.average(ema, trained, config.ema, state.step)
+    return states.TrainState(
+        step=state.step + 1, trained=trained, frozen=state.frozen, opt_state=opt_state, ema=ema
+    )
 
 
 def _keys(config: config_lib.TrainConfig, use: str, stream: str, batch: Any) -> dict:

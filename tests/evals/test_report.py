@@ -54,8 +54,8 @@ def films(count):
         arrays[f"{i}/frames"] = rng.integers(0, 255, (3, 96, 96, 3), np.uint8)
         arrays[f"{i}/probs"] = rng.dirichlet(np.full(64, 0.05), 3).reshape(3, 8, 8)
         arrays[f"{i}/points"] = rng.random((3, 2)).astype(np.float32)
-        row = dict(target="fox", success=i % 2 == 0, first_card_touched=None, steps=44, seed=i)
-        records.append(row | {"cards": ["fox", "bee", "owl", "crab"]})
+        row = dict(target="fox", success=i % 2 == 0, first_touch=False, steps=44, seed=i)
+        records.append(row | {"first_card_touched": None, "cards": ["fox", "bee", "owl", "crab"]})
     return arrays | {"about": np.array(json.dumps(records))}
 
 

@@ -43,6 +43,7 @@ class Run:
     stages: dict  # stages.json
     trainings: dict[str, list[dict]]  # name → lines of metrics.jsonl
     films: list[tuple[dict, dict[str, np.ndarray]]]  # (record, arrays)
+    pictures: dict[str, dict[str, str]]  # batch | visibility → stream → data URL
 
 
 def build(folder: str | os.PathLike) -> dict:
@@ -84,7 +85,9 @@ def load(folder: pathlib.Path) -> Run:
     if about["config"]["record"]:
         _need(folder / "rollouts.npz", "vla eval")
         films = _films_of(folder / "rollouts.npz")
-    return Run(folder, records, pointing, about, stages, _trainings(folder, stages), films)
+    trainings = _trainings(folder, stages)
+    pictures = {k: _pictures(folder, trainings, k, bool(stages)) for k in ("batch", "visibility")}
+    return Run(folder, records, pointing, about, stages, trainings, films, pictures)
 
 
 def summary(run: Run) -> dict:
@@ -135,8 +138,8 @@ def render(run: Run, numbers: dict, verdicts: Sequence[goals.Verdict]) -> str:
         likeness=likeness(config),
         web=config["web"],
         archive=config["archive"],
-        batches=_pictures(run, "batch"),
-        visibility=_pictures(run, "visibility"),
+        batches=run.pictures["batch"],
+        visibility=run.pictures["visibility"],
         tables=visibility_tables(run),
         times=_times(numbers["seconds"]),
         memory=numbers["peak_pss_mb"],
@@ -162,8 +165,7 @@ def likeness(config: Mapping) -> dict[str, float]:
     names = _emoji.split_names(_emoji.card_names(root), config["split"]).b
 
     def drawn(archive: str) -> dict[str, np.ndarray]:
-        pictures = rollouts.card_pictures(root, archive)
-        return {name: pictures[name] for name in names}
+        return rollouts.card_pictures(root, archive, names)
 
     found = similarity.likeness(drawn(config["archive"]), [drawn(a) for a in config["web"]])
     return {measure: 100 * fraction for measure, fraction in found.items()}
@@ -253,16 +255,16 @@ def _trainings(folder: pathlib.Path, stages: Mapping) -> dict[str, list[dict]]:
     return {name: jsonl.read(str(folder / name)) for name in named}
 
 
-def _pictures(run: Run, kind: str) -> dict[str, str]:
+def _pictures(folder: pathlib.Path, trainings, kind: str, whole: bool) -> dict[str, str]:
     """Stream → data URL of TRAINING/kind_STREAM.png, of the main arm where it has one.
 
     In a whole run each training left its pictures, so one that has none is an error.
     """
     found: dict[str, pathlib.Path] = {}
-    for name in sorted(run.trainings, key=lambda name: name != MAIN):
-        pictures = sorted((run.folder / name).glob(f"{kind}_*.png"))
-        if run.stages and not pictures:
-            _need(run.folder / name / f"{kind}_STREAM.png", "vla train")
+    for name in sorted(trainings, key=lambda name: name != MAIN):
+        pictures = sorted((folder / name).glob(f"{kind}_*.png"))
+        if whole and not pictures:
+            _need(folder / name / f"{kind}_STREAM.png", "vla train")
         for path in pictures:
             found.setdefault(path.stem.removeprefix(f"{kind}_"), path)
     return {stream: _data("image/png", path.read_bytes()) for stream, path in found.items()}

@@ -174,10 +174,12 @@ def check(config: EvalConfig) -> None:
             raise plugin.UserError(plugin.unknown("eval.record_set", config.record_set, known))
 
 
-def card_pictures(root: pathlib.Path, archive: str) -> dict[str, np.ndarray]:
-    """Card name -> uint8 [64, 64, 4] by the artist `archive`; UserError when one is missing."""
+def card_pictures(
+    root: pathlib.Path, archive: str, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Name -> uint8 [64, 64, 4] of all cards, or of `names`; UserError when one is missing."""
     table = _emoji.card_table(root)
-    drawn = _emoji.by_name(_emoji.load_pictures(root / f"{archive}.tar"), table, table)
+    drawn = _emoji.by_name(_emoji.load_pictures(root / f"{archive}.tar"), names or table, table)
     return {name: picture.rgba for name, picture in drawn.items()}
 
 

@@ -103,7 +103,22 @@ class MeshConfig:
 class ShardingConfig:
     """First-match table from parameter paths to axes, see parallel/sharding.py."""
 
-    rules: tuple[Row, ...] = ((r".*", "fsdp"),)
+    rules: tuple[Row, ...] = (
+        # The trunk's widths over tensor: heads and the MLP's hidden units; stacked [layer, …].
+        (
+            r"params/trunk/.*/(query|key|value|hidden_0)/kernel",
+            {"axes": (None, "fsdp", "tensor"), "or_replicate": True},
+        ),
+        (
+            r"params/trunk/.*/mlp/out/kernel",
+            {"axes": (None, "tensor", "fsdp"), "or_replicate": True},
+        ),
+        (
+            r"params/trunk/.*/out/kernel",
+            {"axes": (None, "tensor", None, "fsdp"), "or_replicate": True},
+        ),
+        (r".*", "fsdp"),
+    )
     small: int = 2**16  # parameters of fewer numbers are replicated
 
 

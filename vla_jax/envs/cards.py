@@ -14,6 +14,7 @@ An episode is done at success, at a wrong first touch, or at 150 steps.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import mujoco
@@ -185,7 +186,8 @@ class CardsEnv:
 
     def __del__(self):
         """A forgotten environment must not free another one's buffers either."""
-        if getattr(self, "_renderer", None) is not None:
+        # At the interpreter's end OSMesa is already gone, and so is what it would free.
+        if getattr(self, "_renderer", None) is not None and not sys.is_finalizing():
             self.close()
 
     def _measure(self) -> None:

@@ -37,8 +37,12 @@ def summarize(path: str | pathlib.Path) -> dict:
 
 
 def describe(path: str | pathlib.Path) -> str:
+    """What lies at `path`, as text."""
+    return text(summarize(path))
+
+
+def text(found: dict) -> str:
     """What `summarize` found, as text."""
-    found = summarize(path)
     lines = [
         f"{found['path']}: RLDS episodes of {found['name']} {found['version']} "
         f"({found['file_format']})"
@@ -52,8 +56,8 @@ def describe(path: str | pathlib.Path) -> str:
         for camera, entry in split["cameras"].items():
             black = " (black)" if entry["black"] else ""
             lines.append(f"  camera {camera}: {entry['format']} {entry['shape']}{black}")
-        for text in split["language_samples"]:
-            lines.append(f"  says: {text!r}")
+        for instruction in split["language_samples"]:
+            lines.append(f"  says: {instruction!r}")
         for column, entry in split["ranges"].items():
             spread = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(entry["min"], entry["max"]))
             lines.append(f"  {column} [{len(entry['min'])}]: {spread}")

@@ -1,10 +1,10 @@
-"""What the card demo's configs share: the network, the web mixture, the optimizer (facts: README, docs/LOG.md).
+"""What the card demo's configs share: the network, the two streams, the optimizer.
 
     tokens of `vl`     language │ primary (8 x 8) │ readout_point
     tokens of `robot`  language │ primary (8 x 8) │ proprio │ readout_point │ readout_action
 
-The chain through the heads' `reads`: point → waypoint → action. `handed_over=False` is the plain form:
-the action head reads its readout and nothing else.
+The chain through the heads' `reads`: point → waypoint → action. `handed_over=False` is the
+plain form: the action head reads its readout and nothing else.
 """
 
 from vla_jax.data.sources import _emoji, collage
@@ -33,12 +33,18 @@ def model(c, *, region_names, pool: str = "query", handed_over: bool = True) -> 
     c.model.tokenizers = dict(
         language=dict(type="language", max_tokens=16, mode="pooled"),
         primary=dict(
-            type="image_patch", view="primary", image_size=IMAGE, film="product", reads=("language",)
+            type="image_patch",
+            view="primary",
+            image_size=IMAGE,
+            film="product",
+            reads=("language",),
         ),
         proprio=dict(type="proprio", group="hand", size=3),
     )
     c.model.readouts = dict(point=1, action=1)
-    chain = dict(reads=("waypoint",), detach=("waypoint",), relative_to="hand") if handed_over else {}
+    chain = (
+        dict(reads=("waypoint",), detach=("waypoint",), relative_to="hand") if handed_over else {}
+    )
     c.model.heads = dict(
         region_text=dict(type="region_text", image="primary", names=region_names),
         point=dict(type="pointing", readout="point", image="primary"),
@@ -125,8 +131,8 @@ def robot_stream(*, path: str, batch_size: int, handed_over: bool = True) -> dic
 def optimizer(c, *, lr: float) -> None:
     """AdamW, decay .01, clip 1, warm-up 100, cosine to 2% (cards.md §4).
 
-    The waypoint head is a map from 5 numbers to 3 that starts fresh: at the trunk's rate it is still
-    2 cm off when the schedule ends (docs/LOG.md), so its rate is five times as high.
+    The waypoint head is a map from 5 numbers to 3 that starts fresh: at the trunk's rate it is
+    still 2 cm off when the schedule ends (docs/LOG.md), so its rate is five times as high.
     """
     chained = any("waypoint" in stream.heads for stream in c.streams.values())
     fast = ((".*/heads_waypoint/.*", dict(lr=5.0, weight_decay=0.0)),) if chained else ()

@@ -1,13 +1,18 @@
-"""The smallest whole path on real robot data: the Bridge fixture, disk → gradient → checkpoint → action.
+"""The smallest whole path on real robot data (Bridge): disk → gradient → checkpoint → action.
 
-vla train --config configs/debug.py:data=../shared/fixtures/bridge_dataset/1.0.0 --workdir runs/debug
+vla train --config configs/debug.py --workdir runs/debug
+
+Arguments: data, an RLDS folder with Bridge's columns; steps; head, regression or flow.
 """
 
 from vla_jax import config
 
 
 def get_config(arg=""):
-    a = config.parse_args(arg, data="../shared/fixtures/bridge_dataset/1.0.0", steps=20, head="regression")
+    """The config as a table of settings."""
+    a = config.parse_args(
+        arg, data="../shared/fixtures/bridge_dataset/1.0.0", steps=20, head="regression"
+    )
     c = config.new()
     c.steps = a.steps
     c.embodiments = ("widowx",)

@@ -1,6 +1,6 @@
-"""Co-fine-tunes on demonstrations and collages, from the stage-1 checkpoint (stage 2 of `make demo`).
+"""Co-fine-tunes on demonstrations and collages from stage 1's checkpoint (stage 2 of `make demo`).
 
-vla train --config configs/demo_cofinetune.py:split=0,seed=0,out=runs/demo --workdir runs/demo/cofinetuned
+vla train --config configs/demo_cofinetune.py:out=runs/demo --workdir runs/demo/cofinetuned
 
 Arguments: split, seed, out as in demo_pretrain.py; arm is one of cofinetuned, scratch (robot data
 only, no stage 1), pretrained_only (stage 1, then robot data only), plain and plain4 (nothing handed
@@ -13,6 +13,7 @@ from vla_jax import config
 
 
 def get_config(arg=""):
+    """The config as a table of settings."""
     a = config.parse_args(
         arg,
         split=0,

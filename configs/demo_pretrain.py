@@ -1,9 +1,9 @@
 """Pretrains the trunk on emoji collages: region-text and pointing (stage 1 of `make demo`).
 
-vla train --config configs/demo_pretrain.py:split=0,seed=0,out=runs/demo --workdir runs/demo/pretrain
+vla train --config configs/demo_pretrain.py:out=runs/demo --workdir runs/demo/pretrain
 
-Arguments: split draws the names of A, B and C; seed the training; arm is one of cofinetuned (the web
-shows A and B), web_without_B, same_artist (the web shows the cards' own pictures).
+Arguments: split draws the names of A, B and C; seed the training; arm is one of cofinetuned (the
+web shows A and B), web_without_B, same_artist (the web shows the cards' own pictures).
 """
 
 import cards_parts
@@ -12,6 +12,7 @@ from vla_jax import config
 
 
 def get_config(arg=""):
+    """The config as a table of settings."""
     a = config.parse_args(
         arg, split=0, seed=0, out="runs/demo", arm="cofinetuned", steps=1600, lr=2e-3, pool="query"
     )

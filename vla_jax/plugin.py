@@ -1,8 +1,8 @@
-"""Plug-ins by file name: ``dict(type="flow", …)`` builds ``vla_jax/heads/flow.py:make(context, …)``.
+"""Plug-ins by file name: ``dict(type="flow", …)`` calls `make` of ``vla_jax/heads/flow.py``.
 
 ``ls heads/`` is the registry. A dotted type (``my_lab.heads.mamba``) is imported from outside the
-repository. The signature of ``make`` is the schema of the config; unknown names are refused with the
-nearest known one. Files in a plug-in folder that start with ``_`` are no plug-ins.
+repository. The signature of ``make`` is the schema of the config; unknown names are refused with
+the nearest known one. Files in a plug-in folder that start with ``_`` are no plug-ins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDERS = ("tokenizers", "heads", "objectives", "data.sources", "envs", "embodim
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: the command line prints it without a traceback and exits with 2."""
+    """A mistake in what the user gave: printed without a traceback, exit code 2."""
 
 
 def unknown(where: str, got: str, known: Iterable[str]) -> str:
@@ -48,7 +48,8 @@ def module(folder: str, type_: str) -> ModuleType:
             return importlib.import_module(type_)
         except ModuleNotFoundError as error:
             raise UserError(
-                f"{folder}: cannot import the plug-in {type_!r}: {error}. A dotted type is a module path; "
+                f"{folder}: cannot import the plug-in {type_!r}: {error}. A dotted type "
+                f"is a module path; "
                 f"put its folder on PYTHONPATH. Built in: {', '.join(names(folder))}."
             ) from error
     if type_ not in names(folder):
@@ -64,7 +65,9 @@ def build(folder: str, spec: Mapping[str, Any], context: Any) -> Any:
     where = f"{folder}.{getattr(context, 'name', '?')}"
     arguments = dict(spec)
     if "type" not in arguments:
-        raise UserError(f"{where}: a plug-in needs its type, got {dict(spec)}. Known: {names(folder)}.")
+        raise UserError(
+            f"{where}: a plug-in needs its type, got {dict(spec)}. Known: {names(folder)}."
+        )
     make = module(folder, arguments.pop("type")).make
     check_arguments(f"{where} (type {spec['type']!r})", make, arguments)
     return make(context, **arguments)
@@ -85,7 +88,7 @@ def check_arguments(where: str, make: Any, arguments: Mapping[str, Any]) -> None
 
 
 def load_attribute(path: str | pathlib.Path, name: str) -> Any:
-    """Attribute `name` of a Python file outside the repository (an embodiment, standardizer rows)."""
+    """Attribute `name` of a user's Python file (an embodiment, standardizer rows, a config)."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Python file that defines {name}.")

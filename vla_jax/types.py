@@ -1,6 +1,7 @@
 """The contract page: every noun that crosses a folder, with dtype, shape, unit and meaning.
 
-Letters: B batch, W window (past observations), C chunk (future actions), A action dim, P proprio dim,
+Letters: B batch, W window (past observations), C chunk (future actions), A action dim,
+P proprio dim,
 T text pieces, K labelled regions, n tokens of a group. Every ``*_mask`` is bool, True = real.
 
     Batch
@@ -21,14 +22,15 @@ T text pieces, K labelled regions, n tokens of a group. Every ``*_mask`` is bool
     │   ├── region_name   int32   [B, W, K]     row of the head's table of names
     │   └── text          int32   [B, T]        ids with BOS and EOS
     ├── target_masks      the same names: bool, the target's shape without its last vector axis
-    │                     (action [B, W, C, A]; waypoint, point [B, W]; region_* [B, W, K]; text [B, T])
+    │                     (action [B, W, C, A]; waypoint, point [B, W]; region_* [B, W, K];
+    │                      text [B, T])
     ├── row_id            uint32 [B]            n, the sample's number in its stream
     ├── action_space      int32  [B]            index into the config's table; -1 = none
     └── dataset_key       int32  [B]            index into the normalizer's table; -1 = none
 
-A training batch is ``dict[stream, Batch]``. Checks live in ``make`` (never ``__post_init__``: tree.map
-rebuilds these objects with shapes and shardings inside). ``trees.py`` registers the classes as pytrees;
-this file imports neither jax nor TensorFlow, so data workers and robot clients stay light.
+A training batch is ``dict[stream, Batch]``. Checks live in ``make``, never in ``__post_init__``:
+tree.map rebuilds these objects with shapes and shardings inside. ``trees.py`` registers the classes
+as pytrees; this file imports neither jax nor TensorFlow: data workers and clients stay light.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ class Task:
         """Checks that every entry has its mask; raises ValueError on half-given entries."""
         values, masks = dict(values or {}), dict(masks or {})
         if set(values) != set(masks):
-            raise ValueError(f"task: values {sorted(values)} but masks {sorted(masks)}: give both for each")
+            raise ValueError(
+                f"task: values {sorted(values)} but masks {sorted(masks)}: give both for each"
+            )
         if "language" in values:
             _check("task.language", values["language"], np.int32, 2)
             _check("task.language mask", masks["language"], np.bool_, 2, values["language"].shape)
@@ -124,7 +128,8 @@ class Batch:
         observation, task = Observation.make(**observation), Task.make(**task)
         if set(targets) != set(target_masks):
             raise ValueError(
-                f"targets {sorted(targets)} but target_masks {sorted(target_masks)}: every target has a mask"
+                f"targets {sorted(targets)} but target_masks {sorted(target_masks)}: every target "
+                "has a mask"
             )
         for name, target in targets.items():
             expected = target.shape[: target.ndim - TARGET_VECTOR_AXES.get(name, 0)]
@@ -133,7 +138,8 @@ class Batch:
                 rows = np.unique(np.argwhere(~np.isfinite(target))[:, 0]).tolist()
                 raise ValueError(
                     f"targets.{name}: not finite in batch rows {rows} (row_id "
-                    f"{np.asarray(row_id)[rows].tolist()}); mask or repair these steps in the dataset"
+                    f"{np.asarray(row_id)[rows].tolist()}); mask or repair these steps "
+                    "in the dataset"
                 )
         _check("row_id", row_id, np.uint32, 1)
         _check("action_space", action_space, np.int32, 1, row_id.shape)
@@ -189,7 +195,7 @@ class ActionGroup:
 
     @property
     def padding(self) -> str:
-        """What stands past an episode's end: a delta pads with zero, an absolute holds its last value."""
+        """What stands past an episode's end: deltas pad with zero, absolutes hold their last."""
         return "hold" if self.representation == "absolute" else "zero"
 
 
@@ -209,7 +215,9 @@ class ActionSpace:
     def slices(self) -> dict[str, slice]:
         """Group name -> slice of the action vector, in order."""
         ends = np.cumsum([group.size for group in self.groups])
-        return {g.name: slice(int(e) - g.size, int(e)) for g, e in zip(self.groups, ends, strict=True)}
+        return {
+            g.name: slice(int(e) - g.size, int(e)) for g, e in zip(self.groups, ends, strict=True)
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +246,7 @@ class Embodiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What `make(context, **arguments)` of a tokenizer, head or objective is told besides its arguments."""
+    """What `make(context, **arguments)` of a tokenizer, head or objective is told."""
 
     name: str  # the key under which the config names this plug-in
     width: int  # D of the trunk
@@ -248,9 +256,11 @@ class Context:
     action_spaces: tuple[ActionSpace, ...] = ()  # Batch.action_space indexes this table
     vocabulary_size: int = 0
     text_tokenizer: Any = None  # codecs.text_tokenizer.TextTokenizer or None
-    # proprio group -> (shift, scale), each a nested tuple [dataset_key][P]: SI = value * scale + shift
+    # proprio group -> (shift, scale), each [dataset_key][P] as tuples: SI = value * scale + shift
     normalizers: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
-    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # modules owned by models/vla.py
+    shared: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # modules owned by models/vla.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,7 +272,9 @@ class SourceContext:
     window: int = 1  # W
     action_horizon: int = 1  # C_max
     action_size: int = 1  # A_max
-    image_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # view -> (h, w)
+    image_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(
+        default_factory=dict
+    )  # view -> (h, w)
     max_tokens: int = 16  # T
     text_tokenizer: Any = None
     embodiments: tuple[Embodiment, ...] = ()

@@ -1,6 +1,7 @@
 """Trains the SentencePiece model of the texts that a config's sources show, and writes it.
 
-  vla data text-tokenizer --config configs/demo_pretrain.py:split=0 --out runs/demo/text_tokenizer.model
+  vla data text-tokenizer --config configs/demo_pretrain.py:split=0 --out
+  runs/demo/text_tokenizer.model
   vla data text-tokenizer --texts captions.txt --vocabulary-size 8000 --out text_tokenizer.model
 """
 
@@ -47,7 +48,7 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
     config = config_lib.load(arguments.config)
     texts: list[str] = []
     for stream in config.streams.values():
-        for name, member in stream.mixture.items():
+        for member in stream.mixture.values():
             source = dict(member["source"])
             module = plugin.module("data.sources", source.pop("type"))
             if hasattr(module, "texts"):

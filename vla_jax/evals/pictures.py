@@ -25,7 +25,7 @@ def write(assembly: assemble.Assembly, workdir: str) -> None:
 
 
 def sheet(rows: list[dict], text_tokenizer) -> np.ndarray:
-    """uint8 [h, w, 3]: the newest image of each row and view, its instruction, its point as a cross."""
+    """uint8 [h, w, 3]: the newest image of each row and view, instruction, point as a cross."""
     pictures = []
     for row in rows:
         images = row["observation"]["images"]

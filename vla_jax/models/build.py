@@ -19,7 +19,7 @@ from vla_jax.nn import visibility
 
 
 def embodiments(config: config_lib.TrainConfig) -> tuple[types.Embodiment, ...]:
-    """The robot bodies the config names, in order; a path ending in ``.py`` is a user's own file."""
+    """The robot bodies the config names, in order; a path to a ``.py`` file is a user's own."""
     found = []
     for name in config.embodiments:
         if name.endswith(".py"):
@@ -34,7 +34,9 @@ def action_spaces(bodies: tuple[types.Embodiment, ...]) -> tuple[types.ActionSpa
     spaces = tuple(space for body in bodies for space in body.action_spaces)
     names = [space.name for space in spaces]
     if len(set(names)) != len(names):
-        raise plugin.UserError(f"config.embodiments: action spaces {names} are not unique; rename one.")
+        raise plugin.UserError(
+            f"config.embodiments: action spaces {names} are not unique; rename one."
+        )
     return spaces
 
 
@@ -114,7 +116,7 @@ def network(
 
 
 def make_context(config, spaces, text_tokenizer, proprio_constants) -> types.Context:
-    """What every organ of the config's network is told; `name` and `shared` differ from organ to organ."""
+    """What every organ of the network is told; only `name` and `shared` are each one's own."""
     return types.Context(
         name="vla",
         width=config.model.trunk["width"],
@@ -135,7 +137,7 @@ def action_size(spaces: tuple[types.ActionSpace, ...]) -> int:
 def objectives(
     config: config_lib.TrainConfig, context: types.Context
 ) -> dict[str, dict[str, tuple]]:
-    """{stream: {name: (objective, weight)}} of the config; a weight may be a schedule over steps."""
+    """{stream: {name: (objective, weight)}} of the config; a weight may be a schedule."""
     built: dict[str, dict[str, tuple]] = {}
     for stream_name, stream in config.streams.items():
         built[stream_name] = {}

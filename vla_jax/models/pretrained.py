@@ -1,8 +1,8 @@
 """Partial loading: parameters of an earlier stage into a new network, with a report of every path.
 
-A change of stage (pretraining → co-fine-tuning → a new embodiment) keeps what both networks have and
-starts the rest fresh. Nothing is fresh by accident: a parameter that the checkpoint lacks, or has in
-another shape, must match the `fresh` table, otherwise the load is refused.
+A change of stage (pretraining → co-fine-tuning → a new embodiment) keeps what both networks have
+and starts the rest fresh. Nothing is fresh by accident: a parameter that the checkpoint lacks, or
+has in another shape, must match the `fresh` table, otherwise the load is refused.
 """
 
 from __future__ import annotations
@@ -87,6 +87,4 @@ def _renamed(path: str, rename: Sequence[tuple[str, str]]) -> str:
 def fresh_paths(source: Mapping, target: Mapping) -> tuple[str, ...]:
     """Paths of `target` that `source` lacks or has in another shape: what a new embodiment adds."""
     have = {path: tuple(np.shape(leaf)) for path, leaf in trees.items(source)}
-    return tuple(
-        path for path, leaf in trees.items(target) if have.get(path) != tuple(leaf.shape)
-    )
+    return tuple(path for path, leaf in trees.items(target) if have.get(path) != tuple(leaf.shape))

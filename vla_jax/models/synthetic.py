@@ -1,4 +1,4 @@
-"""Batches of random numbers in the shapes a config asks for: smoke tests, abstract evaluation, benchmarks.
+"""Random batches in the shapes a config asks for: smoke tests, abstract runs, benchmarks.
 
 Shapes come from the config alone, never from data, so a network can be initialised and checked
 without any.

@@ -1,7 +1,7 @@
 """One network from organs: tokenizers → one trunk → readouts → heads that may read one another.
 
-A stream (``robot``, ``vl``) names its groups, readouts and heads; `init` builds the union of what the
-streams use, from the config alone. The token sequence of a stream with a window of 2:
+A stream (``robot``, ``vl``) names its groups, readouts and heads; `init` builds the union of what
+the streams use, from the config alone. The token sequence of a stream with a window of 2:
 
     ┌─ task (no time) ─┐┌──────────────── t = 0 ─────────────────┐┌──────────── t = 1 ────────────┐
     │ language         ││ primary │ proprio │ readout_point │ …  ││ primary │ proprio │ readout_… │
@@ -32,12 +32,14 @@ from vla_jax import plugin, types
 from vla_jax.nn import embedding, grounding, positions, trunk
 from vla_jax.nn import layout as layouts
 
+
 class VLA(nn.Module):
     """The network of all streams; `__call__` trains, `sample` acts."""
 
     model: config_lib.ModelConfig
     streams: Mapping[str, config_lib.StreamConfig]
-    context: types.Context  # action spaces, text tokenizer, normalizers; name and shared are set here
+    # Action spaces, text tokenizer, normalizers; each organ's name and `shared` are set here.
+    context: types.Context
 
     def setup(self):
         base = dataclasses.replace(
@@ -50,7 +52,9 @@ class VLA(nn.Module):
             missing = sorted(set(used) - set(table))
             if missing:
                 raise plugin.UserError(plugin.unknown(f"config.model.{folder}", missing[0], table))
-            named = {name: dataclasses.replace(context, name=name) for name in table if name in used}
+            named = {
+                name: dataclasses.replace(context, name=name) for name in table if name in used
+            }
             return {name: plugin.build(folder, table[name], c) for name, c in named.items()}
 
         self.tokenizers = make("tokenizers", self.model.tokenizers, self._used("groups"))
@@ -76,7 +80,7 @@ class VLA(nn.Module):
         return {name for stream in self.streams.values() for name in getattr(stream, field)}
 
     def _tables(self) -> dict[str, tuple[int, int]]:
-        """Group -> (steps, tokens) of its position table; the longest window of any stream counts."""
+        """Group -> (steps, tokens) of its position table, for the longest window of any stream."""
         tables: dict[str, tuple[int, int]] = {}
         for stream in self.streams.values():
             for name in stream.groups:
@@ -117,7 +121,7 @@ class VLA(nn.Module):
     # --------------------------------------------------------------------------------- acting
 
     def sample(self, batch: types.Batch, stream: str, keys: Mapping[str, Any]):
-        """The answers of the stream's heads for the newest step of each row: {head: {name: [B, …]}}.
+        """The heads' answers for the newest step of each row: {head: {name: [B, …]}}.
 
         `keys` maps a head to its keys [B] or, where the head draws noise, to the noise itself.
         """
@@ -142,7 +146,7 @@ class VLA(nn.Module):
         return order_by_reads(f"streams.{stream}.heads", reads)
 
     def layout(self, stream: str, head_tokens: bool = False) -> layouts.Layout:
-        """The stream's static layout; with `head_tokens`, those that heads add too (noisy actions)."""
+        """The stream's static layout; `head_tokens` adds those of heads (noisy actions)."""
         config = self.streams[stream]
         groups = []
         for name in config.groups:
@@ -177,7 +181,9 @@ class VLA(nn.Module):
         reads = self.conditioning(stream)
         built: dict[str, types.TokenGroup] = {}
         for name in order_by_reads(f"streams.{stream}.groups", reads):
-            built[name] = self.tokenizers[name](batch, {other: built[other] for other in reads[name]})
+            built[name] = self.tokenizers[name](
+                batch, {other: built[other] for other in reads[name]}
+            )
         return {name: built[name] for name in self.streams[stream].groups}
 
     def _read(self, head: nn.Module, answers: Mapping[str, dict]) -> dict[str, dict]:
@@ -257,7 +263,7 @@ class VLA(nn.Module):
 
 
 def _text_embedding(context: types.Context, *, pool: str = "mean", templates: tuple[str, ...] = ()):
-    """The piece embeddings; `templates` ("touch the {name}") are left out of a pooled instruction."""
+    """The piece embeddings; `templates` ("touch the {name}") are left out when a text is pooled."""
     if context.text_tokenizer is None:
         raise plugin.UserError("config.model.shared.text_embedding needs config.text_tokenizer.")
     begins = []
@@ -287,7 +293,9 @@ def order_by_reads(where: str, reads: Mapping[str, tuple[str, ...]]) -> tuple[st
 
     def visit(name, path):
         if name in path:
-            raise plugin.UserError(f"{where}: {' → '.join((*path, name))} read in a circle; break it.")
+            raise plugin.UserError(
+                f"{where}: {' → '.join((*path, name))} read in a circle; break it."
+            )
         for other in reads[name]:
             if other not in reads:
                 raise plugin.UserError(plugin.unknown(f"{where}.{name}.reads", other, reads))

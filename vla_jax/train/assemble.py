@@ -1,4 +1,4 @@
-"""From a config to everything the loop takes: data, statistics, network, objectives, pretrained values."""
+"""From a config to all that the loop takes: data, statistics, network, objectives, a start."""
 
 from __future__ import annotations
 
@@ -178,7 +178,8 @@ def _text_tokenizer(config, start) -> text_tokenizer_lib.TextTokenizer | None:
     loaded = text_tokenizer_lib.TextTokenizer.load(config.text_tokenizer)
     if stored and loaded != text_tokenizer_lib.TextTokenizer(stored):
         raise plugin.UserError(
-            f"config.text_tokenizer: {config.text_tokenizer} differs from the one in the checkpoint "
+            f"config.text_tokenizer: {config.text_tokenizer} differs from the one in "
+            f"the checkpoint "
             f"{config.init_from.checkpoint}, whose piece embeddings would mean other pieces; leave "
             "config.text_tokenizer out to use the checkpoint's."
         )
@@ -189,7 +190,8 @@ def _normalizer(config, start, mixtures) -> normalizer_lib.Normalizer:
     if config.normalizer.stats == "checkpoint":
         if start is None or not start.normalizer:
             raise plugin.UserError(
-                "config.normalizer.stats='checkpoint' needs config.init_from with a checkpoint that "
+                "config.normalizer.stats='checkpoint' needs config.init_from with a "
+                "checkpoint that "
                 "has statistics; use 'recompute'."
             )
         return normalizer_lib.Normalizer.from_json(start.normalizer)

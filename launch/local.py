@@ -1,0 +1,123 @@
+"""Starts a command as N processes on this machine that compute together.
+
+  python launch/local.py --processes 2 --devices 4 -- \\
+      vla train --config configs/debug.py --workdir runs/x
+
+Each process gets VLA_COORDINATOR, VLA_PROCESSES and VLA_PROCESS (read by parallel/processes.py) and
+`--devices` fake CPU devices. Output is forwarded with the process's number in front. When one
+process fails, the others are ended and its exit code is passed on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+FLAG = "--xla_force_host_platform_device_count"
+GRACE = 10.0  # seconds between asking a process to end and killing it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The first exit code that is not 0, else 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=1, help="fake CPU devices per process")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND …")
+    arguments = parser.parse_args(argv)
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command or arguments.processes < 1 or arguments.devices < 1:
+        parser.error("expected: local.py --processes N --devices M -- COMMAND …")
+    coordinator = f"127.0.0.1:{free_port()}"
+    started = [
+        subprocess.Popen(
+            command,
+            env=environment(coordinator, arguments.processes, number, arguments.devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        for number in range(arguments.processes)
+    ]
+    readers = [
+        threading.Thread(target=forward, args=(number, process), daemon=True)
+        for number, process in enumerate(started)
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        code = wait(started)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    finally:
+        end(started)
+    for reader in readers:
+        reader.join(timeout=5)
+    return code
+
+
+def environment(coordinator: str, processes: int, number: int, devices: int) -> dict[str, str]:
+    """The environment of process `number`."""
+    flags = re.sub(rf"{FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    return {
+        **os.environ,
+        "VLA_COORDINATOR": coordinator,
+        "VLA_PROCESSES": str(processes),
+        "VLA_PROCESS": str(number),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} {FLAG}={devices}".strip(),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def forward(number: int, process: subprocess.Popen) -> None:
+    """Prints a process's lines as they come, with its number in front."""
+    for line in process.stdout:
+        sys.stdout.write(f"[{number}] {line}" if line.endswith("\n") else f"[{number}] {line}\n")
+        sys.stdout.flush()
+
+
+def wait(processes: list[subprocess.Popen]) -> int:
+    """0 when all have ended well, else the code of the first that has not, as soon as it ends."""
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [code for code in codes if code]
+        if failed:
+            return failed[0] if failed[0] > 0 else 128 - failed[0]  # -9: 137, as a shell says
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.1)
+
+
+def end(processes: list[subprocess.Popen]) -> None:
+    """Asks those still running to end, then kills them."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    limit = time.monotonic() + GRACE
+    for process in processes:
+        try:
+            process.wait(timeout=max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

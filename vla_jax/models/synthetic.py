@@ -6,6 +6,7 @@ without any.
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from vla_jax import config as config_lib
@@ -23,14 +24,36 @@ def batches(
     }
 
 
+def examples(config: config_lib.TrainConfig, vocabulary_size: int) -> dict[str, types.Batch]:
+    """One row per stream: enough to make parameters, whose shapes do not depend on the batch's."""
+    return {name: _batch(config, name, vocabulary_size, 0, 1) for name in config.streams}
+
+
+def abstract(config: config_lib.TrainConfig, vocabulary_size: int) -> dict[str, types.Batch]:
+    """{stream: Batch of ShapeDtypeStructs} at full size, without making the numbers."""
+
+    def grown(size):
+        return lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
+
+    rows = examples(config, vocabulary_size)
+    return {
+        name: jax.tree.map(grown(stream.batch_size), rows[name])
+        for name, stream in config.streams.items()
+    }
+
+
 def batch(
     config: config_lib.TrainConfig, stream: str, vocabulary_size: int, *, start: int = 0
 ) -> types.Batch:
     """The stream's random Batch of `batch_size` rows; row n is a function of n alone."""
+    return _batch(config, stream, vocabulary_size, start, config.streams[stream].batch_size)
+
+
+def _batch(config, stream: str, vocabulary_size: int, start: int, count: int) -> types.Batch:
     settings = config.streams[stream]
     rows = [
         _row(config, settings, vocabulary_size, np.random.default_rng((7, start + i)))
-        for i in range(settings.batch_size)
+        for i in range(count)
     ]
     stacked = _stack(rows)
     return types.Batch.make(**stacked, row_id=np.arange(start, start + len(rows), dtype=np.uint32))
@@ -70,6 +93,9 @@ def _row(config, settings: config_lib.StreamConfig, vocabulary_size: int, rng) -
 
 def _targets(config, settings, spaces, proprio, vocabulary_size, rng) -> tuple[dict, dict]:
     window, regions = settings.window, 3
+    for name in settings.heads:
+        if name not in config.model.heads:
+            raise plugin.UserError(plugin.unknown("config.model.heads", name, config.model.heads))
     heads = [config.model.heads[name] for name in settings.heads]
     values = {
         "point": rng.uniform(size=(window, 2)).astype(np.float32),

@@ -114,7 +114,7 @@ def train(assembly: Assembly, workdir: str, hooks_: Sequence[hooks.Hook] = ()) -
         assembly.network,
         {name: functools.partial(opener, config, mix) for name, mix in assembly.mixtures.items()},
         objectives=assembly.objectives,
-        examples=synthetic.batches(config, assembly.vocabulary_size),
+        examples=synthetic.examples(config, assembly.vocabulary_size),
         workdir=workdir,
         assets=assembly.assets(),
         validation={

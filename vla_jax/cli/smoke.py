@@ -1,11 +1,11 @@
 """Shrinks a config, trains 2 + 2 steps on one device and on a fake mesh, says whether they agree.
 
-  vla smoke --config configs/demo_cofinetune.py                     any config, no data needed
+  vla smoke --config configs/demo_cofinetune.py                    any config, no data
   vla smoke --config my_lab/config.py:size=large --mesh 2,2,2,1     data, fsdp, tensor, sequence
-  vla smoke --plugin heads=my_lab.mamba                             a plug-in in a small built-in config
+  vla smoke --plugin heads=my_lab.mamba                            a plug-in in a small config
 
-The last line on stdout is one JSON object with the verdict (`agree`) and the raw numbers; the exit code
-is 0 when they agree, 1 when they do not, 2 for a mistake in what was given.
+The last line on stdout is one JSON object with the verdict (`agree`) and the raw numbers; the exit
+code is 0 when they agree, 1 when they do not, 2 for a mistake in what was given.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, trees, types
+from vla_jax import plugin, trees
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import build, synthetic
 from vla_jax.parallel import arrays
@@ -37,13 +37,15 @@ ROWS = 4  # the least batch size
 SMALL = 64  # parameters of fewer numbers are replicated
 # float32 sums in another order: a gradient differs by 1e-6 or so of its norm.
 TOLERANCE = dict(loss=1e-5, gradient=1e-5, change=1e-4)
+# Eight train_steps of a tiny network: a CPU would optimize longer than it computes.
+COMPILER = {"xla_backend_optimization_level": 0}
 WORDS = (
     "the quick brown fox jumps over a lazy dog and packs my box with five dozen liquor jugs",
     "touch point to pick up place put push pull open close move turn left right red green blue",
 )
 
 
-# ----------------------------------------------------------------------------------- making it small
+# ---------------------------------------------------------------------------- making it small
 
 
 def shrink(config: config_lib.TrainConfig, mesh: Mapping[str, int]) -> config_lib.TrainConfig:
@@ -85,9 +87,9 @@ def _model(model: config_lib.ModelConfig, mesh: Mapping[str, int]) -> config_lib
     width = math.lcm(heads * HEAD_DIM, mesh.get("fsdp", 1))
     sizes = dict(width=width, depth=DEPTH, heads=heads, mlp=2 * width)
     trunk = {**model.trunk, **sizes}
-    for name in ("head_dim", "kv_heads"):
+    for name, size in dict(head_dim=HEAD_DIM, kv_heads=heads, unroll=1).items():
         if name in trunk:
-            trunk[name] = {"head_dim": HEAD_DIM, "kv_heads": heads}[name]
+            trunk[name] = size
     if "experts" in trunk:
         small = dict(width=width, mlp=2 * width)
         trunk["experts"] = {name: {**spec, **small} for name, spec in trunk["experts"].items()}
@@ -157,7 +159,7 @@ def _per_layer(factors: Mapping[str, Any], depth: int) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------- the parts of a run
+# ------------------------------------------------------------------------- the parts of a run
 
 
 def text_tokenizer(
@@ -191,7 +193,7 @@ def parts(
     return network, objectives
 
 
-# --------------------------------------------------------------------------------------- training it
+# ------------------------------------------------------------------------------- training it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,6 +219,7 @@ def train(config, network, objectives, batches, mesh) -> Trained:
             steps.make_train_step(network.apply, objectives, plan.optimizer, config),
             out_shardings=(plan.shardings, arrays.replicated(mesh)),
             donate_argnums=0,
+            compiler_options=COMPILER if mesh.devices.flat[0].platform == "cpu" else None,
         )
         placed = [arrays.global_batch(batch, mesh) for batch in batches]
         state = start.fresh(plan)

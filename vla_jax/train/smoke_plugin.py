@@ -1,10 +1,11 @@
-"""A small built-in config for `vla smoke --plugin FOLDER=TYPE`: one robot, one stream, one plug-in more.
+"""A small built-in config for `vla smoke --plugin FOLDER=TYPE`: one robot, one stream.
 
     language │ primary │ hand │ (the tokenizer) │ readout_action
-    heads: plain (regression), and the head in question; objectives: action, and the one in question
+    heads: plain (regression), and the head in question; objectives: action, and one for it
 
-A plug-in gets its `DEBUG`, and for arguments without a default that `DEBUG` does not give, what this
-config has under the usual names (`view`, `group`, `readout`, `action_space`, `names`, …).
+A plug-in gets its `DEBUG`, and for arguments without a default that `DEBUG` does not give, what
+this config has under the usual names (`view`, `group`, `readout`, `action_space`, `names`, …).
+Each gets an objective.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ OBJECTIVES = {
 def config(request: str) -> config_lib.TrainConfig:
     """The built-in config with the plug-in of "FOLDER=TYPE" in it.
 
-    Raises UserError for an unknown folder or type, arguments that cannot be filled, and a head whose
-    errors fit no objective.
+    Raises UserError for an unknown folder or type, arguments that cannot be filled, and a head
+    whose errors fit no objective.
     """
     folder, equals, type_ = request.partition("=")
     if not equals or folder not in FOLDERS:
@@ -146,8 +147,8 @@ def _spec(folder: str, type_: str, base: Mapping) -> dict[str, Any]:
         if name not in known:
             raise plugin.UserError(
                 f"{folder}.{type_}: its argument {name!r} has no default and `vla smoke` does not "
-                f"know what to give ({', '.join(sorted(known))} it does); put it into DEBUG, or use "
-                "--config with a config of your own."
+                f"know what to give ({', '.join(sorted(known))} it does); put it into DEBUG, or "
+                "use --config with a config of your own."
             )
         spec[name] = known[name]
     return spec

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ def start(scene: Scene) -> None:
     """Makes this process's player."""
     global _player
     _player = Player(scene)
+    atexit.register(_player.close)  # while the libraries that its renderers need are still there
 
 
 def do(job: Job) -> dict:
@@ -78,6 +80,12 @@ class Player:
         if job.kind == "point":
             return {"pointing": self._point(job)}
         return self._episode(job)
+
+    def close(self) -> None:
+        """Frees the renderers."""
+        for env in (self.env, self._camera):
+            if env is not None:
+                env.close()
 
     def _environment(self, image_size: int) -> cards.CardsEnv:
         return cards.make(

@@ -40,7 +40,7 @@ class Pointer:
             proprio_constants=build.constants(build.embodiments(config), normalizer),
         )
         self._variables = jax.device_put(loaded.variables, jax.devices()[0])
-        self._sample = jax.jit(self._model.sample, static_argnums=2)
+        self._sample = jax.jit(self._answers)
 
     def point(self, image: np.ndarray, text: str) -> np.ndarray:
         """The point in the picture, fractions [2] (x right, y down); `image` is uint8 [h, w, 3]."""
@@ -78,12 +78,16 @@ class Pointer:
             gaps = np.sum((row["targets"]["region_point"][-1][labelled] - point) ** 2, -1)
             yield names[row["targets"]["region_name"][-1][0]], bool(np.argmin(gaps) == 0)
 
-    def _ask(self, batch: types.Batch) -> np.ndarray:
+    def _answers(self, variables, batch: types.Batch) -> dict:
+        # Keys are made inside: op by op they cost more than the network.
         row_keys = {
             name: keys.row_keys(self._seed, f"pointing/{name}", batch.row_id)
             for name in self.stream.heads
         }
-        answers = self._sample(self._variables, batch, self._name, row_keys)
+        return self._model.sample(variables, batch, self._name, row_keys)
+
+    def _ask(self, batch: types.Batch) -> np.ndarray:
+        answers = self._sample(self._variables, batch)
         for answer in answers.values():
             if "point" in answer and "probs" in answer:
                 return np.asarray(answer["point"][0])

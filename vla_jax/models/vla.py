@@ -88,6 +88,9 @@ class VLA(nn.Module):
                 steps = stream.window if tokenizer.per_step else 0
                 tables[name] = (max(steps, tables.get(name, (0, 0))[0]), tokenizer.num_tokens)
             for name in stream.readouts:
+                if name not in self.model.readouts:
+                    where, known = "config.model.readouts", self.model.readouts
+                    raise plugin.UserError(plugin.unknown(where, name, known))
                 steps = max(stream.window, tables.get(f"readout_{name}", (0, 0))[0])
                 tables[f"readout_{name}"] = (steps, self.model.readouts[name])
         return tables

@@ -1,0 +1,84 @@
+"""From a config to bodies, tables and objectives, without data."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from vla_jax import plugin, types
+from vla_jax.codecs import normalizer as normalizer_lib
+
+
+@pytest.fixture(scope="module")
+def build():
+    from vla_jax.models import build
+
+    return build
+
+
+@pytest.fixture
+def own(tmp_path) -> pathlib.Path:
+    """A user's embodiment file: the card Sawyer's action space under another name of the body."""
+    path = tmp_path / "my_robot.py"
+    path.write_text(
+        "import dataclasses\nfrom vla_jax.embodiments import sawyer_cards\n"
+        "EMBODIMENT = dataclasses.replace(sawyer_cards.EMBODIMENT, name='mine')\n"
+    )
+    return path
+
+
+def test_embodiments_by_name_and_by_file(build, tiny, own):
+    bodies = build.embodiments(tiny.config(embodiments=("widowx", str(own))))
+    assert [body.name for body in bodies] == ["widowx", "mine"]
+    with pytest.raises(plugin.UserError, match="did you mean 'widowx'"):
+        build.embodiments(tiny.config(embodiments=("widowxx",)))
+    with pytest.raises(plugin.UserError, match="no such file"):
+        build.embodiments(tiny.config(embodiments=("nowhere.py",)))
+
+
+def test_action_spaces_are_a_table_of_unique_names(build, tiny, own):
+    bodies = build.embodiments(tiny.config(embodiments=("widowx", "sawyer_cards_xyz")))
+    spaces = build.action_spaces(bodies)
+    assert [space.name for space in spaces] == ["ee_delta_gripper", "sawyer_xyz"]
+    assert build.action_size(spaces) == 7 and build.action_size(()) == 1
+    twice = build.embodiments(tiny.config(embodiments=("sawyer_cards", str(own))))
+    with pytest.raises(plugin.UserError, match="not unique"):
+        build.action_spaces(twice)
+
+
+def test_constants_are_identity_without_and_si_with_statistics(build, tiny):
+    bodies = build.embodiments(tiny.config())
+    shift, scale = build.constants(bodies, None)["hand"]
+    assert shift == ((0.0,) * 3,) and scale == ((1.0,) * 3,)
+    numbers = dict(mean=(1.0,) * 3, std=(2.0,) * 3, q01=(0.0,) * 3, q99=(1.0,) * 3)
+    statistics = normalizer_lib.Statistics(9, min=(0.0,) * 3, max=(5.0,) * 3, **numbers)
+    entry = normalizer_lib.Entry("zscore", statistics, (True,) * 3, unit_scale=(0.01,) * 3)
+    table = normalizer_lib.Normalizer({"d": {"proprio/hand": entry}})
+    shift, scale = build.constants(bodies, table)["hand"]
+    np.testing.assert_allclose(shift, [[0.01] * 3])
+    np.testing.assert_allclose(scale, [[0.02] * 3])
+    assert build.constants(bodies, normalizer_lib.Normalizer({"d": {}})) == {}
+
+
+def test_objectives_carry_their_weight_and_know_their_head(build, tiny):
+    config = tiny.config()
+    context = build.make_context(config, build.action_spaces(build.embodiments(config)), None, {})
+    made = build.objectives(config, context)
+    assert {name: weight for name, (_, weight) in made["robot"].items()} == dict(
+        action=2.0, point=1.0
+    )
+    assert made["robot"]["action"][0].head == "action"
+    config = tiny.config(
+        streams=dict(vl=dict(objectives=dict(p=dict(type="pointing", head="pont"))))
+    )
+    with pytest.raises(plugin.UserError, match=r"streams\.vl\.objectives\.p\.head.*'point'"):
+        build.objectives(config, context)
+
+
+def test_context_takes_the_longest_horizon(build, tiny):
+    config = tiny.config(streams=dict(vl=dict(action_horizon=7)))
+    spaces = build.action_spaces(build.embodiments(config))
+    context = build.make_context(config, spaces, tiny.WORDS, {})
+    assert isinstance(context, types.Context)
+    assert (context.action_horizon, context.action_size, context.width) == (7, 4, 16)
+    assert context.vocabulary_size == tiny.WORDS.vocabulary_size

@@ -1,0 +1,169 @@
+"""Organs assembled: streams, order, caching, conditioning, and what the check refuses."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from vla_jax import plugin
+
+FLOW = dict(type="flow", action_space="sawyer_xyz_gripper", as_tokens=True, steps=1)
+
+
+@pytest.fixture(scope="module")
+def flow(tiny):
+    """A network whose action head denoises tokens in the trunk, and its parameters."""
+    heads = dict(action=FLOW)
+    config = tiny.config(model=dict(heads=heads))
+    return config, tiny.network(config), tiny.values(config)
+
+
+def organs(shapes) -> set[str]:
+    return set(shapes["params"])
+
+
+def test_init_makes_the_union_of_the_streams(tiny):
+    both = tiny.shapes(tiny.config())
+    config = tiny.config()
+    alone = {
+        name: tiny.shapes(dataclasses.replace(config, streams={name: stream}))
+        for name, stream in config.streams.items()
+    }
+    assert organs(both) == organs(alone["robot"]) | organs(alone["vl"])
+    assert not any("proprio" in name or "action" in name for name in organs(alone["vl"]))
+    table = both["params"]["positions_primary"]["table"]
+    assert table.shape == (2, 4, 16)  # the longest window of any stream
+    assert alone["vl"]["params"]["positions_primary"]["table"].shape == (1, 4, 16)
+    assert both["params"]["positions_language"]["table"].shape == (1, 16)
+
+
+def test_layout_follows_the_config(tiny, flow):
+    layout = tiny.network(tiny.config()).layout("robot")
+    names = [group.name for group in layout.groups]
+    assert names == ["language", "primary", "proprio", "readout_point", "readout_action"]
+    assert layout.length == 1 + 2 * (4 + 1 + 1 + 1)
+    # Tokens that a head brings stand last.
+    assert flow[1].layout("robot").groups[-1].name == "action_actions"
+
+
+def test_heads_answer_after_those_they_read(tiny):
+    module = tiny.network(tiny.config()).module.bind({})
+    assert module.head_order("robot") == ("point", "action")
+    assert module.head_order("vl") == ("point",)
+
+
+def test_a_circle_of_reads_is_refused(tiny):
+    heads = dict(
+        point=dict(type="pointing", readout="point", reads=("action",)),
+        action=dict(type="regression", readout="action", reads=("point",)),
+    )
+    with pytest.raises(plugin.UserError, match="action → point → action read in a circle"):
+        tiny.shapes(tiny.config(model=dict(heads=heads)))
+
+
+def test_unknown_names_are_refused(tiny):
+    cases = (
+        (dict(streams=dict(vl=dict(heads=("pint",)))), "did you mean 'point'"),
+        (dict(streams=dict(vl=dict(readouts=("pint",)))), "did you mean 'point'"),
+        (dict(streams=dict(vl=dict(groups=("language", "primry")))), "did you mean 'primary'"),
+        (dict(streams=dict(vl=dict(conditioning=dict(secondary=())))), "'secondary'"),
+        (dict(model=dict(shared=dict(text_embeding={}))), "did you mean 'text_embedding'"),
+    )
+    for changes, message in cases:
+        with pytest.raises(plugin.UserError, match=message):
+            tiny.shapes(tiny.config(**changes))
+
+
+def full_pass(module, batch, noise):
+    """One Euler step of the newest actions from `noise`, the whole sequence in one pass."""
+    head = module.heads["action"]
+    noisy = jax.numpy.stack([noise * 0.5, noise], axis=1)  # [B, W, C, A]; the older is not seen
+    tokens = head._embed(noisy, jax.numpy.zeros(noisy.shape[:2]))
+    groups = module._tokenize(batch, "robot")
+    outputs, _ = module._forward(batch, "robot", groups, {"action_actions": tokens}, None)
+    return noise + head.velocity_out(outputs["action_actions"].final)[:, -1]
+
+
+@pytest.mark.parametrize("past", [True, False])
+def test_decoding_over_the_cache_equals_the_full_pass(tiny, flow, past):
+    config, network, variables = flow
+    batch = tiny.batches(config)["robot"]
+    if not past:  # the first step of an episode: half of the window is padding
+        seen = batch.observation
+        mask = np.array([[False, True]] * 2)
+        seen = dataclasses.replace(
+            seen,
+            timestep_mask=mask,
+            image_masks={"primary": mask},
+            proprio_masks={"hand": mask},
+        )
+        batch = dataclasses.replace(batch, observation=seen)
+    noise = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    given = {"action": noise, "point": tiny.keys(["point"])["point"]}
+    sampled = network.sample(variables, batch, "robot", given)["action"]["action"]
+    expected = network.module.apply(variables, batch, noise, method=full_pass)
+    np.testing.assert_allclose(sampled, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_stream_may_take_the_task_out_of_the_image_tokens(tiny):
+    def stem_and_tokens(conditioning, text):
+        config = tiny.config(streams=dict(vl=dict(conditioning=conditioning)))
+        variables = tiny.values(config)
+        batch = tiny.say(tiny.batches(config)["vl"], text)
+
+        def tokens(module, batch):
+            return module._tokenize(batch, "vl")["primary"].tokens
+
+        return np.asarray(tiny.network(config).module.apply(variables, batch, method=tokens))
+
+    with_task = [stem_and_tokens({}, text) for text in ("touch the cat", "touch the dog")]
+    assert np.abs(with_task[0] - with_task[1]).max() > 1e-3
+    without = [
+        stem_and_tokens({"primary": ()}, text) for text in ("touch the cat", "touch the dog")
+    ]
+    np.testing.assert_array_equal(*without)
+
+
+def contrastive(tiny, rules, conditioning):
+    config = tiny.config(
+        model=dict(
+            readouts=dict(point=1, action=1, image=1, text=1),
+            heads=dict(clip=dict(type="contrastive")),
+            rules=rules,
+        ),
+        streams=dict(
+            vl=dict(
+                readouts=("image", "text"),
+                heads=("clip",),
+                objectives=dict(
+                    clip=dict(type="contrastive", head="clip"),
+                    point=dict(type="contrastive", head="clip"),  # in place of tiny's
+                ),
+                conditioning=conditioning,
+            )
+        ),
+    )
+    from vla_jax.models import build
+
+    context = build.make_context(config, (), tiny.WORDS, {})
+    vl_only = dataclasses.replace(config, streams={"vl": config.streams["vl"]})
+    tiny.network(vl_only).check(build.objectives(vl_only, context))
+
+
+def test_a_contrastive_objective_needs_two_blind_readouts(tiny):
+    apart = (
+        ("readout_image", "primary", "past_or_now"),
+        ("readout_text", "language", "all"),
+        ("primary", "primary", "past_or_now"),
+        ("language", "language", "all"),
+        ("*", "*", "never"),
+    )
+    contrastive(tiny, apart, {"primary": ()})
+    with pytest.raises(plugin.UserError, match="'language' reaches"):  # through the FiLM
+        contrastive(tiny, apart, {})
+    mixed = (("primary", "language", "all"), *apart)
+    with pytest.raises(plugin.UserError, match="'language' reaches"):  # through the trunk
+        contrastive(tiny, mixed, {"primary": ()})
+    with pytest.raises(plugin.UserError, match="'primary' reaches"):
+        contrastive(tiny, (("readout_text", "primary", "past_or_now"), *apart), {"primary": ()})

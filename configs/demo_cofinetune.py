@@ -8,6 +8,7 @@ from pointing to the action; 1x and 4x the steps), web_without_B, same_artist.
 """
 
 import cards_parts
+import cards_streams
 
 from vla_jax import config
 
@@ -33,11 +34,11 @@ def get_config(arg=""):
     c.text_tokenizer = f"{a.out}/text_tokenizer.model"
     c.embodiments = ("sawyer_cards",)
     cards_parts.model(c, region_names=shown, pool=a.pool, handed_over=not plain)
-    c.streams.robot = cards_parts.robot_stream(
+    c.streams.robot = cards_streams.robot_stream(
         path=f"{a.out}/demos", batch_size=32, handed_over=not plain
     )
     if a.arm not in ("scratch", "pretrained_only"):
-        c.streams.vl = cards_parts.web_stream(split=a.split, batch_size=16, arm=a.arm)
+        c.streams.vl = cards_streams.web_stream(split=a.split, batch_size=16, arm=a.arm)
     if not scratch:
         c.init_from = dict(
             checkpoint=a.pretrain or f"{a.out}/pretrain",

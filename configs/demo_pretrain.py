@@ -7,6 +7,7 @@ web shows A and B), web_without_B, same_artist (the web shows the cards' own pic
 """
 
 import cards_parts
+import cards_streams
 
 from vla_jax import config
 
@@ -23,7 +24,7 @@ def get_config(arg=""):
     c.text_tokenizer = f"{a.out}/text_tokenizer.model"
     c.embodiments = ("sawyer_cards",)
     cards_parts.model(c, region_names=shown, pool=a.pool)
-    c.streams.vl = cards_parts.web_stream(split=a.split, batch_size=32, arm=a.arm)
+    c.streams.vl = cards_streams.web_stream(split=a.split, batch_size=32, arm=a.arm)
     cards_parts.optimizer(c, lr=a.lr)
     c.normalizer.modes = (("action", "identity"), ("*", "zscore"))
     c.validation.every = 400

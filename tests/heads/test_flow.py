@@ -9,7 +9,9 @@ import pytest
 from vla_jax import plugin
 from vla_jax.heads import flow
 
-MLP = dict(type="flow", readout="main", action_space="narrow", horizon=3, hidden=(8,), steps=4)
+MLP = dict(
+    type="flow", readout="main", action_space="narrow", action_horizon=3, hidden=(8,), steps=4
+)
 TOKENS = dict(type="flow", as_tokens=True, action_space="narrow", steps=4)
 
 

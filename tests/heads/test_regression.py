@@ -15,7 +15,7 @@ ACTION = dict(
     reads=("waypoint",),
     relative_to="hand",
     action_space="narrow",
-    horizon=3,
+    action_horizon=3,
     hidden=(8,),
 )
 
@@ -122,7 +122,7 @@ def test_gradient_reaches_the_read_answer(case):
         (dict(readout="main", loss="l3"), "l1"),
         (dict(readout="main", target="acton"), "action"),
         (dict(readout="main", action_space="narow"), "narrow"),
-        (dict(readout="main", horizon=9), "at most"),
+        (dict(readout="main", action_horizon=9), "at most"),
         (dict(), "nothing to predict from"),
         (dict(readout="main", target="waypoint", group="hnd"), "hand"),
         (dict(reads=("waypoint",), relative_to="arm"), "hand"),

@@ -14,7 +14,7 @@ def build(case, **spec):
 
 def test_action_counts_its_own_space_and_slice(case):
     """By loops: rows of the space, its dimensions, its chunk steps, real steps."""
-    objective = build(case, type="action", action_space="narrow", horizon=3)
+    objective = build(case, type="action", action_space="narrow", action_horizon=3)
     steps = np.array([[True, True], [False, True], [True, True]])
     seen = dataclasses.replace(case.batch.observation, timestep_mask=steps)
     batch = dataclasses.replace(

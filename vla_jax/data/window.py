@@ -24,7 +24,7 @@ def steps(t: int, window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chunk(
-    action: np.ndarray, t: int, window: int, horizon: int, hold: np.ndarray, pad: np.ndarray
+    action: np.ndarray, t: int, window: int, action_horizon: int, hold: np.ndarray, pad: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(actions [W, C, A], bool mask [W, C]) of a sample at step `t` of an episode.
 
@@ -32,12 +32,12 @@ def chunk(
       action: [T, A], the episode's.
       t: step of the sample, 0 <= t < T.
       window: W.
-      horizon: C.
+      action_horizon: C.
       hold: bool [A], True where the last value is held past the end (absolute representations).
       pad: [A], what stands past the end elsewhere (the zero of a delta, normalized).
     """
     slots, real = steps(t, window)
-    wanted = slots[:, None] + np.arange(horizon)[None, :]  # [W, C]
+    wanted = slots[:, None] + np.arange(action_horizon)[None, :]  # [W, C]
     inside = wanted < len(action)
     actions = action[np.minimum(wanted, len(action) - 1)]  # [W, C, A]
     if not inside.all():
@@ -45,7 +45,7 @@ def chunk(
     return actions, inside & real[:, None]
 
 
-def reference(action, t: int, window: int, horizon: int, hold, pad):
+def reference(action, t: int, window: int, action_horizon: int, hold, pad):
     """`steps` and `chunk`, one number at a time: (steps, timestep_mask, actions, mask)."""
     length, size = action.shape
     read, timestep_mask, actions, mask = [], [], [], []
@@ -54,12 +54,12 @@ def reference(action, t: int, window: int, horizon: int, hold, pad):
         timestep_mask.append(step >= 0)
         step = max(step, 0)
         read.append(step)
-        for c in range(horizon):
+        for c in range(action_horizon):
             inside = step + c < length
             row = action[step + c] if inside else action[length - 1]
             actions.append([row[d] if inside or hold[d] else pad[d] for d in range(size)])
             mask.append(inside and timestep_mask[-1])
-    shape = (window, horizon)
+    shape = (window, action_horizon)
     return (
         np.asarray(read),
         np.asarray(timestep_mask),

@@ -59,23 +59,23 @@ def shared(context: types.Context, name: str) -> nn.Module:
 
 
 def action_shape(
-    context: types.Context, action_space: str | None, horizon: int | None
+    context: types.Context, action_space: str | None, action_horizon: int | None
 ) -> tuple[int, int]:
     """(C, A) of a head: its action space's size, or the padded size where it names none."""
-    horizon = context.action_horizon if horizon is None else horizon
-    if horizon > context.action_horizon:
+    action_horizon = context.action_horizon if action_horizon is None else action_horizon
+    if action_horizon > context.action_horizon:
         raise plugin.UserError(
-            f"heads.{context.name}.horizon: got {horizon}, expected at most the batch's "
-            f"action_horizon {context.action_horizon}."
+            f"heads.{context.name}.action_horizon: got {action_horizon}, expected at most "
+            f"{context.action_horizon}, the batch's."
         )
     if action_space is None:
-        return horizon, context.action_size
+        return action_horizon, context.action_size
     sizes = {space.name: space.size for space in context.action_spaces}
     if action_space not in sizes:
         raise plugin.UserError(
             plugin.unknown(f"heads.{context.name}.action_space", action_space, sizes)
         )
-    return horizon, sizes[action_space]
+    return action_horizon, sizes[action_space]
 
 
 def readout(outputs: Mapping[str, types.Output], name: str) -> jax.Array:

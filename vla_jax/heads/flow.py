@@ -49,20 +49,20 @@ class Flow(_base.Head, kw_only=True):
     dtype: jnp.dtype
 
     def setup(self):
-        horizon, size = self.shape
+        action_horizon, size = self.shape
         if self.as_tokens:
             self.action_in = linear.Dense(self.width, dtype=self.dtype)
             self.time_in = mlp.Mlp(
                 hidden=(self.width,), features=self.width, activation="silu", dtype=self.dtype
             )
             self.chunk_position = self.param(
-                "chunk_position", nn.initializers.normal(0.02), (horizon, self.width)
+                "chunk_position", nn.initializers.normal(0.02), (action_horizon, self.width)
             )
             self.velocity_out = linear.Dense(size, dtype=self.dtype)
         else:
             self.mlp = mlp.Mlp(
                 hidden=self.hidden,
-                features=horizon * size,
+                features=action_horizon * size,
                 activation=self.activation,
                 dtype=self.dtype,
             )
@@ -168,7 +168,7 @@ def make(
     detach: tuple[str, ...] = (),
     readout: str | None = None,
     action_space: str | None = None,
-    horizon: int | None = None,
+    action_horizon: int | None = None,
     steps: int = 10,
     time: str = "uniform",
     as_tokens: bool = False,
@@ -203,7 +203,7 @@ def make(
         reads=tuple(reads),
         detach=tuple(detach),
         group=f"{context.name}_actions",
-        shape=_base.action_shape(context, action_space, horizon),
+        shape=_base.action_shape(context, action_space, action_horizon),
         steps=steps,
         time=time,
         as_tokens=as_tokens,

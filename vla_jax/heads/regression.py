@@ -77,13 +77,13 @@ def make(
     proprio: tuple[str, ...] = (),
     relative_to: str | None = None,
     action_space: str | None = None,
-    horizon: int | None = None,
+    action_horizon: int | None = None,
     group: str = "hand",
 ) -> Regression:
     """A Regression head.
 
-    `target` is "action" (size from `action_space` and `horizon`, else the batch's padded sizes) or
-    "waypoint" (size of the proprio group `group`). `proprio` are groups given as input;
+    `target` is "action" (size from `action_space` and `action_horizon`, else the batch's padded
+    sizes) or "waypoint" (size of the proprio group `group`). `proprio` are groups given as input;
     `relative_to` is the group that a read waypoint is taken relative to, in metres. Raises
     UserError for unknown names.
     """
@@ -91,7 +91,7 @@ def make(
     if loss not in LOSSES:
         raise plugin.UserError(plugin.unknown(f"heads.{context.name}.loss", loss, LOSSES))
     if target == "action":
-        shape = _base.action_shape(context, action_space, horizon)
+        shape = _base.action_shape(context, action_space, action_horizon)
     elif target == "waypoint":
         shape = (len(_condition.constants(context, group)[1][0]),)
     else:

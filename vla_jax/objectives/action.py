@@ -21,8 +21,8 @@ class Action(_base.Objective):
 
     def mask(self, batch: types.Batch) -> dict[str, jax.Array]:
         """{"action": bool [B, W, C, A]}, the head's slice of the padded target."""
-        horizon, size = self.shape
-        mask = _base.known(batch, "action", self.head)[:, :, :horizon, :size]
+        action_horizon, size = self.shape
+        mask = _base.known(batch, "action", self.head)[:, :, :action_horizon, :size]
         if self.index is not None:
             mask = mask & (batch.action_space == self.index)[:, None, None, None]
         return {"action": mask}
@@ -38,9 +38,9 @@ def make(
     *,
     head: str,
     action_space: str | None = None,
-    horizon: int | None = None,
+    action_horizon: int | None = None,
 ) -> Action:
-    """An Action objective; give the `action_space` and `horizon` that the head has."""
+    """An Action objective; give the `action_space` and `action_horizon` that the head has."""
     index, size = None, context.action_size
     if action_space is not None:
         names = [space.name for space in context.action_spaces]
@@ -49,5 +49,5 @@ def make(
             raise plugin.UserError(plugin.unknown(where, action_space, names))
         index = names.index(action_space)
         size = context.action_spaces[index].size
-    horizon = context.action_horizon if horizon is None else horizon
-    return Action(head=head, shape=(horizon, size), index=index)
+    action_horizon = context.action_horizon if action_horizon is None else action_horizon
+    return Action(head=head, shape=(action_horizon, size), index=index)

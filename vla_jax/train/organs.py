@@ -48,7 +48,7 @@ class Organs:
     ):
         self.before, self.spaces = before, {space.name: space for space in spaces}
         self.template = before.streams.get(stream) or next(iter(before.streams.values()))
-        self.horizon = max(s.action_horizon for s in before.streams.values())
+        self.action_horizon = max(s.action_horizon for s in before.streams.values())
         self.used_groups = {name for s in before.streams.values() for name in s.groups}
         specs = before.model.tokenizers
         of_task = [n for n in self.template.groups if not {"view", "group"} & set(specs[n])]
@@ -149,12 +149,12 @@ class Organs:
         space: types.ActionSpace,
         groups: Sequence[str],
         head_type: str | None = None,
-        horizon: int | None = None,
+        action_horizon: int | None = None,
     ) -> None:
         """The action head: the checkpoint's if it means the same on this body, or a fresh one.
 
         `groups` are the body's proprio groups; a fresh head is given their readings. `head_type`
-        (regression or flow) and `horizon` C default to the checkpoint's.
+        (regression or flow) and `action_horizon` C default to the checkpoint's.
         """
         specs = self.before.model.heads
         used = {name for s in self.before.streams.values() for name in s.heads}
@@ -162,7 +162,7 @@ class Organs:
         acting = [name for name in ordered if acts(specs[name])]
         for name in acting:
             same_type = head_type in (None, specs[name]["type"])
-            if same_type and self._means_the_same(name, space, groups, horizon):
+            if same_type and self._means_the_same(name, space, groups, action_horizon):
                 self._keep_action(name, space)
                 return
         model = next((n for n in acting if head_type in (None, specs[n]["type"])), None)
@@ -186,7 +186,7 @@ class Organs:
         self.fresh.append(pattern("heads", name))
         self.objectives["action"] = dict(type="action", head=name, action_space=space.name)
 
-    def _means_the_same(self, name: str, space, groups: Sequence[str], horizon) -> bool:
+    def _means_the_same(self, name: str, space, groups: Sequence[str], action_horizon) -> bool:
         specs = self.before.model.heads
         if name not in self.template.heads:
             return False
@@ -197,8 +197,8 @@ class Organs:
         chain = [specs[head] for head in self._chain(name)]
         wanted = {group for spec in chain for group in spec.get("proprio", ())}
         wanted |= {spec["relative_to"] for spec in chain if spec.get("relative_to")}
-        same = (specs[name].get("horizon") or self.horizon) == (
-            horizon or self.template.action_horizon
+        same = (specs[name].get("action_horizon") or self.action_horizon) == (
+            action_horizon or self.template.action_horizon
         )
         return same and wanted <= set(groups)
 

@@ -218,16 +218,7 @@ def make(
         raise plugin.UserError(
             f"{where}: count {style.count} asks for more pictures than the {len(drawn)} names"
         )
-    sprites: dict[str, list[Sprite]] = {name: [] for name in drawn}
-    clutter: list[Sprite] = []
-    for archive in archives:
-        pictures = _emoji.load_pictures(root / f"{archive}.tar")
-        shown = _emoji.drawable(pictures, hidden, table)
-        for name, picture in _emoji.by_name(shown, drawn, table).items():
-            sprites[name].append(Sprite(picture, archive))
-        if extra:
-            others = _emoji.drawable(shown, tuple(table), table)
-            clutter += [Sprite(picture, archive) for picture in others]
+    sprites, clutter = _sprites(root, archives, table, drawn, hidden, clutter=extra > 0)
     templates = (template,) if isinstance(template, str) else tuple(template)
     return Collage(
         context,
@@ -239,6 +230,21 @@ def make(
         view=view,
         epoch=epoch,
     )
+
+
+def _sprites(root, archives, table, drawn, hidden, clutter: bool) -> tuple[dict, list]:
+    """({name: its sprites, one per archive that has it}, unlabelled other pictures if asked)."""
+    named: dict[str, list[Sprite]] = {name: [] for name in drawn}
+    others: list[Sprite] = []
+    for archive in archives:
+        pictures = _emoji.load_pictures(root / f"{archive}.tar")
+        shown = _emoji.drawable(pictures, hidden, table)
+        for name, picture in _emoji.by_name(shown, drawn, table).items():
+            named[name].append(Sprite(picture, archive))
+        if clutter:
+            unlabelled = _emoji.drawable(shown, tuple(table), table)
+            others += [Sprite(picture, archive) for picture in unlabelled]
+    return named, others
 
 
 def texts(

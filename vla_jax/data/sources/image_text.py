@@ -164,13 +164,7 @@ def make(
             f"{where}: got crop={crop}, holdout={holdout}; expected 0 < crop <= 1, 0 <= holdout < 1"
         )
     shards = _tar.Shards(_tar.find(where, path))
-    for sample in shards.samples:
-        for kind, endings in (("picture", PICTURES), ("caption", CAPTIONS)):
-            if not any(ending in sample.members for ending in endings):
-                raise plugin.UserError(
-                    f"{shards.where(sample)}: no {kind}, it has {sorted(sample.members)}; "
-                    f"expected one of {endings} beside it in the same tar"
-                )
+    _check_pairs(shards)
     samples = [s for s in shards.samples if (_share(s.key) < holdout) != context.train]
     if not samples:
         raise plugin.UserError(
@@ -189,6 +183,17 @@ def make(
         crop=crop,
         regions=regions,
     )
+
+
+def _check_pairs(shards: _tar.Shards) -> None:
+    """UserError for a picture without a caption, or the other way round."""
+    for sample in shards.samples:
+        for kind, endings in (("picture", PICTURES), ("caption", CAPTIONS)):
+            if not any(ending in sample.members for ending in endings):
+                raise plugin.UserError(
+                    f"{shards.where(sample)}: no {kind}, it has {sorted(sample.members)}; "
+                    f"expected one of {endings} beside it in the same tar"
+                )
 
 
 def texts(

@@ -96,7 +96,12 @@ class Policy:
         """The dataset key of row 0."""
         return self.datasets[0]
 
-    def _apply(self, variables, batch, row_keys, *, stream):
+    def _apply(self, variables, batch, *, stream):
+        # Keys are made inside the jitted function: op by op they cost more than the network.
+        row_keys = {
+            name: keys.row_keys(self._seed, f"policy/{name}", batch.row_id)
+            for name in self.stream.heads
+        }
         return self.model.sample(variables, batch, stream, row_keys)
 
     def reset(self, row: int | None = None) -> None:
@@ -126,12 +131,8 @@ class Policy:
         rows of several action spaces A is the largest, and zeros fill the others.
         """
         batch = self.batch(instructions, masked_views=masked_views)
-        row_keys = {
-            name: keys.row_keys(self._seed, f"policy/{name}", batch.row_id)
-            for name in self.stream.heads
-        }
         self._queries += self.rows
-        answers = jax.device_get(self._sample(self._variables, batch, row_keys))
+        answers = jax.device_get(self._sample(self._variables, batch))
         return self._actions(answers), answers
 
     def batch(

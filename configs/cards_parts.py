@@ -26,7 +26,7 @@ def web_names(split: int, arm: str) -> tuple[str, ...]:
 
 
 def model(c, *, region_names, pool: str = "query", handed_over: bool = True) -> None:
-    """Fills `c.model`: .94M parameters, width 128, 3 layers (cards.md §4)."""
+    """Fills `c.model`: 1.0M parameters, width 128, 3 layers (cards.md §4)."""
     c.model.trunk = dict(width=128, depth=3, heads=4, mlp=256, unroll=3)
     embedding = dict(pool="mean", templates=TEMPLATES) if pool == "template" else dict(pool=pool)
     c.model.shared = dict(text_embedding=embedding, grounding=dict(dim=128))

@@ -15,7 +15,7 @@ from vla_jax import config
 def get_config(arg=""):
     """The config as a table of settings."""
     a = config.parse_args(
-        arg, split=0, seed=0, out="runs/demo", arm="cofinetuned", steps=1600, lr=2e-3, pool="query"
+        arg, split=0, seed=0, out="runs/demo", arm="cofinetuned", steps=1200, lr=2e-3, pool="query"
     )
     shown = cards_parts.web_names(a.split, a.arm)
     c = config.new()

@@ -36,7 +36,7 @@ def build(size: str, a):
     c.embodiments = ("widowx",)
     c.model.trunk = dict(SIZES[size])
     c.model.shared = dict(text_embedding={})
-    stem = dict(type="image_patch", grid_stride=16, widths=(96, 192, 384))
+    stem = dict(type="image_patch", grid_stride=16, widths=(64, 128, 256))
     c.model.tokenizers = dict(
         language=dict(type="language", mode="pieces", max_tokens=16),
         primary=dict(view="primary", image_size=(256, 256), **stem),

@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # Runs `vla train` on every host of a Cloud TPU slice that exists already.
 #
-#   TPU=my-pod ZONE=us-central2-b launch/tpu_pod.sh \
-#       --config configs/octo_base.py:data=gs://bucket/bridge --workdir gs://bucket/runs/octo
+#   TPU=my-pod ZONE=us-central2-b REPOSITORY=URL launch/tpu_pod.sh \
+#       --config configs/octo_base.py:data=/mnt/shared/bridge --workdir /mnt/shared/runs/octo
 #
 # Needs gcloud, logged in, and a slice: `gcloud compute tpus tpu-vm create "$TPU" --zone "$ZONE" …`.
 # On each host jax finds the others by itself (parallel/processes.py): the command is the same on all.
-# Data and workdir must be reachable from every host under the same path. After a preemption, run the
+# Data and workdir must be a file system that every host mounts under the same path (gs:// is not
+# read yet). After a preemption, run the
 # same line again: training goes on at the last checkpoint.
 # Not tried on a real pod yet: no TPU was at hand when it was written.
 set -euo pipefail
 
 : "${TPU:?name of the TPU slice}"
 : "${ZONE:?its zone}"
-REPOSITORY="${REPOSITORY:-https://github.com/vla-jax/vla_jax.git}"
+: "${REPOSITORY:?where the hosts clone this repository from}"
 REVISION="${REVISION:-main}"
 
-[ "$#" -gt 0 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
+[ "$#" -gt 0 ] || { sed -n '2,13p' "$0" >&2; exit 2; }
 
 # Quoted once here, so that the hosts' shells see the arguments as this one got them.
 arguments="$(printf '%q ' "$@")"

@@ -1,8 +1,8 @@
 """Trains what a config describes; goes on where its folder's last checkpoint stopped.
 
-  vla train --config configs/debug.py:data=../shared/fixtures/bridge_dataset --workdir runs/debug
-  vla train --config configs/debug.py --dry-run          the resolved config, the data, the parameters
-  vla train --config configs/debug.py --config.steps=20  any setting, by its path
+vla train --config configs/debug.py:data=../shared/fixtures/bridge_dataset --workdir runs/debug
+vla train --config configs/debug.py --dry-run          the resolved config, the data, the parameters
+vla train --config configs/debug.py --config.steps=20  any setting, by its path
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def describe(assembly) -> str:
     parts = [assembly.tables()]
     for name in assembly.config.streams:
         parts.append(f"stream {name}\n{visibility.picture(assembly.network.layout(name), rules)}")
-    rows = [f"{path:<64} {str(leaf.shape):>20} {leaf.size:>12,}" for path, leaf in trees.items(shapes)]
+    rows = [
+        f"{path:<64} {str(leaf.shape):>20} {leaf.size:>12,}" for path, leaf in trees.items(shapes)
+    ]
     parts.append("\n".join([*rows, f"{'parameters':<64} {'':>20} {trees.count(shapes):>12,}"]))
     return "\n\n".join(parts)

@@ -12,8 +12,8 @@ LAUNCHERS = ("SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES", "JOBSET_NAME", "OMPI_MCA_or
 def initialize() -> None:
     """Joins the other processes of this run; does nothing when this is the only one.
 
-    `launch/local.py` sets VLA_COORDINATOR (host:port), VLA_PROCESSES and VLA_PROCESS; on SLURM, GKE and
-    Cloud TPU jax finds the others by itself. Call it before anything else touches jax's devices.
+    `launch/local.py` sets VLA_COORDINATOR (host:port), VLA_PROCESSES and VLA_PROCESS; on SLURM,
+    GKE and Cloud TPU jax finds the others by itself. Call it before anything touches the devices.
     """
     if "VLA_COORDINATOR" in os.environ:
         jax.distributed.initialize(

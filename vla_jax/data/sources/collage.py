@@ -40,14 +40,14 @@ RECIPE = "collage-1"  # part of the fingerprint: raise it when the same rng give
 class Style:
     """What varies from collage to collage; the fields are the arguments of `make`."""
 
-    count: tuple[int, int]
-    size: tuple[float, float]
-    angle: float
-    card: float
-    tint: float
-    squash: float
-    lighting: float
-    extra: float
+    count: tuple[int, int]  # fewest and most pictures; the most is K
+    size: tuple[float, float]  # smallest and largest side of a picture, in pixels of 96
+    angle: float  # largest turn, degrees
+    card: float  # share of the pictures that lie on a pale card
+    tint: float  # largest relative change of a colour channel
+    squash: float  # largest relative loss of the collage's height: a camera that looks askew
+    lighting: float  # largest relative change of brightness towards a corner
+    extra: float  # share of the pictures after the first that are clutter, without a label
 
     def check(self, where: str) -> None:
         """Raises UserError for a number out of its range."""
@@ -195,14 +195,7 @@ def make(
       view: the view that the picture stands for.
       targets: those of the stream; a target that collages lack (text) comes masked out.
       epoch: nominal number of collages, for tables and progress bars.
-      count: fewest and most pictures of a collage; the most is K.
-      size: smallest and largest side of a picture, in pixels of 96.
-      angle: largest turn, degrees.
-      card: share of the pictures that lie on a pale card.
-      tint: largest relative change of a colour channel.
-      squash: largest relative loss of height, of the whole collage: a camera that looks askew.
-      lighting: largest relative change of brightness towards a corner.
-      extra: share of the pictures after the first that are clutter, other emoji without a label.
+      count, size, angle, card, tint, squash, lighting, extra: see Style.
 
     Raises:
       UserError: unknown archive, name, target, or letter in `names`; too few names for `count`;

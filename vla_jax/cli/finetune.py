@@ -78,14 +78,18 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.workdir:
         raise plugin.UserError("--workdir is missing: the folder for the new checkpoint.")
     assembly = assemble.assemble(config)
+
+    def ready():
+        if processes.first():
+            os.makedirs(arguments.workdir, exist_ok=True)
+            pictures.write(assembly, arguments.workdir)
+            with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
+                file.write(config_lib.to_json(config))
+
     if processes.first():
         print(prepared.report)
         print(assembly.tables(), flush=True)
-        os.makedirs(arguments.workdir, exist_ok=True)
-        with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
-            file.write(config_lib.to_json(config))
-        pictures.write(assembly, arguments.workdir)
-    assemble.train(assembly, arguments.workdir)
+    assemble.train(assembly, arguments.workdir, ready=ready)
     if processes.first():
         print(json.dumps({"workdir": arguments.workdir, **replay(config, arguments.workdir)}))
     return 0

@@ -39,13 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.workdir:
         raise plugin.UserError("--workdir is missing: the folder for checkpoints and metrics.")
-    os.makedirs(arguments.workdir, exist_ok=True)
+
+    def ready():
+        if processes.first():
+            os.makedirs(arguments.workdir, exist_ok=True)
+            pictures.write(assembly, arguments.workdir)
+            with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
+                json.dump(json.loads(config_lib.to_json(config)), file, indent=1)
+
     if processes.first():
-        with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
-            json.dump(json.loads(config_lib.to_json(config)), file, indent=1)
-        pictures.write(assembly, arguments.workdir)
         print(assembly.tables(), flush=True)
-    assemble.train(assembly, arguments.workdir)
+    assemble.train(assembly, arguments.workdir, ready=ready)
     return 0
 
 

@@ -29,8 +29,8 @@ def sheet(rows: list[dict], text_tokenizer) -> np.ndarray:
     pictures = []
     for row in rows:
         images = row["observation"]["images"]
-        side = max(image.shape[1] for image in images.values()) * SCALE
-        tile = Image.new("RGB", (side * len(images), side + CAPTION), "white")
+        side = max((image.shape[1] for image in images.values()), default=CAPTION) * SCALE
+        tile = Image.new("RGB", (side * max(1, len(images)), side + CAPTION), "white")
         draw = ImageDraw.Draw(tile)
         for i, image in enumerate(images.values()):
             tile.paste(Image.fromarray(image[-1]).resize((side, side)), (i * side, 0))

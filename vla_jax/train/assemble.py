@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 
@@ -105,8 +105,13 @@ def assemble(config: config_lib.TrainConfig) -> Assembly:
     )
 
 
-def train(assembly: Assembly, workdir: str, hooks_: Sequence[hooks.Hook] = ()) -> states.TrainState:
-    """The state after training; resumes where `workdir` has a checkpoint."""
+def train(
+    assembly: Assembly,
+    workdir: str,
+    hooks_: Sequence[hooks.Hook] = (),
+    ready: Callable[[], None] = lambda: None,
+) -> states.TrainState:
+    """The state after training; resumes where `workdir` has a checkpoint. `ready`: see loop.run."""
     config = assembly.config
     opener = functools.partial(_open, workers=config.workers)
     return loop.run(
@@ -122,6 +127,7 @@ def train(assembly: Assembly, workdir: str, hooks_: Sequence[hooks.Hook] = ()) -
         },
         pretrained=functools.partial(_values, assembly) if assembly.start else None,
         hooks=hooks_,
+        ready=ready,
     )
 
 

@@ -55,12 +55,15 @@ def run(
     validation: Mapping[str, Opener] | None = None,
     pretrained: start.Pretrained | None = None,
     hooks: Sequence[hooks_lib.Hook] = (),
+    ready: Callable[[], None] = lambda: None,
     devices: Sequence[jax.Device] | None = None,
 ) -> states.TrainState:
     """The state after `config.steps` train_steps, or fewer when SIGTERM or Ctrl-C asked to stop.
 
     `streams` and `validation` open a stream's data; `examples` are Batches of the config's shapes.
-    Raises UserError for what a user can cause; a resume point in `workdir` must fit the config.
+    `ready` is called when config, parameters and resume point have been found to fit, before the
+    first train_step. Raises UserError for what a user can cause; a resume point in `workdir` must
+    fit the config.
     """
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------- mesh, shapes, shardings
@@ -80,6 +83,7 @@ def run(
         else:
             state = start.fresh(plan, pretrained)
         begin = int(state.step)
+        ready()
 
         # ------------------------------------------------------------------ compiled train_steps
         everywhere = arrays.replicated(mesh)

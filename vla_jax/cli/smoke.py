@@ -23,7 +23,6 @@ from vla_jax import plugin
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 FLAG = "--xla_force_host_platform_device_count"
-LIMIT = 600  # seconds for the process with the fake devices
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -82,9 +81,4 @@ def _with_devices(arguments: argparse.Namespace, count: int) -> int:
     verb = ["smoke", *which, "--mesh", arguments.mesh, *arguments.overrides]
     program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"
     command = [sys.executable, "-c", program, *verb]
-    try:
-        return subprocess.run(command, env=environment, timeout=LIMIT).returncode
-    except subprocess.TimeoutExpired:
-        raise plugin.UserError(
-            f"no verdict after {LIMIT} s; is the config's trunk a small one?"
-        ) from None
+    return subprocess.run(command, env=environment).returncode

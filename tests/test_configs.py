@@ -1,0 +1,90 @@
+"""Every config builds and is traced at full size, without data: init and train step."""
+
+import functools
+import pathlib
+
+import jax
+import pytest
+
+from vla_jax import config as config_lib
+from vla_jax import plugin, trees
+from vla_jax.evals import rollouts
+from vla_jax.models import synthetic
+from vla_jax.parallel import mesh as meshes
+from vla_jax.train import smoke, start, step
+
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+VOCABULARY = 600  # pieces, as `vla data text-tokenizer` makes by default
+
+
+class StandIn:
+    """A text tokenizer of a given size, in place of a file that a run would make first."""
+
+    pad_id, bos_id, eos_id, vocabulary_size = 0, 2, 3, VOCABULARY
+
+    def encode(self, text):
+        return [4 + sum(map(ord, word)) % (VOCABULARY - 4) for word in text.split()]
+
+
+def with_get_config() -> list[str]:
+    return [p.stem for p in sorted(CONFIGS.glob("*.py")) if "def get_config(" in p.read_text()]
+
+
+@pytest.mark.parametrize("name", with_get_config())
+def test_the_docstring_is_the_command_line(name):
+    text = (CONFIGS / f"{name}.py").read_text().split('"""')[1]
+    assert "\nvla " in text and f"configs/{name}.py" in text
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in with_get_config() if n not in ("finetune", "demo_eval")]
+)
+def test_builds_and_traces_at_full_size(name):
+    config = config_lib.load(str(CONFIGS / f"{name}.py"))
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+    network, objectives = smoke.parts(config, StandIn())
+    mesh = meshes.make(devices=jax.devices()[:1])
+    with meshes.use(mesh):
+        plan = start.plan(config, network, synthetic.examples(config, VOCABULARY), mesh)
+        train_step = step.make_train_step(network.apply, objectives, plan.optimizer, config)
+        batches = synthetic.abstract(config, VOCABULARY)
+        state, metrics = jax.eval_shape(train_step, plan.abstract, batches)
+    assert trees.diff(plan.abstract, state) == ""
+    assert {f"{s}/{name}" for s, named in objectives.items() for name in named} <= set(metrics)
+
+
+def test_the_evaluation_parses():
+    tree = plugin.load_attribute(CONFIGS / "demo_eval.py", "get_config")("")
+    parsed = config_lib.parse(rollouts.EvalConfig, tree)
+    assert {"cofinetuned", "scratch", "blind", "expert"} <= set(parsed.arms)
+
+
+def test_finetune_says_what_is_missing():
+    with pytest.raises(plugin.UserError, match="finetune.py:checkpoint=… is missing"):
+        config_lib.load(str(CONFIGS / "finetune.py"))
+
+
+@pytest.mark.parametrize(
+    "arm", ["scratch", "pretrained_only", "plain", "web_without_B", "same_artist"]
+)
+def test_arms_of_the_demo_parse(arm):
+    config = config_lib.load(f"{CONFIGS / 'demo_cofinetune.py'}:arm={arm}")
+    assert ("vl" in config.streams) == (arm not in ("scratch", "pretrained_only"))
+    assert ("waypoint" in config.streams["robot"].heads) == (arm != "plain")
+
+
+@functools.cache
+def sizes(name: str) -> dict[str, int]:
+    config = config_lib.load(str(CONFIGS / f"{name}.py"))
+    network, _ = smoke.parts(config, StandIn())
+    examples = synthetic.examples(config, VOCABULARY)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), examples))
+    layout = network.layout("robot")
+    return dict(parameters=trees.count(shapes), tokens=layout.length)
+
+
+@pytest.mark.parametrize("name, low, high", [("octo_small", 23e6, 28e6), ("octo_base", 85e6, 95e6)])
+def test_octo_sizes(name, low, high):
+    found = sizes(name)
+    assert found["tokens"] == 16 + 2 * (256 + 64 + 1)
+    assert low < found["parameters"] < high  # Octo's own, without T5: 27.0M and 92.8M

@@ -1,0 +1,211 @@
+"""Every head can learn: one batch is overfitted, and losses fall on captions of real emoji.
+
+One config holds every head in two streams, so that one compiled train_step serves all of it.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from vla_jax import config as config_lib
+from vla_jax import types
+from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
+from vla_jax.data import engine, mixture
+from vla_jax.data.sources import collage, image_text
+from vla_jax.models import synthetic
+from vla_jax.parallel import arrays
+from vla_jax.parallel import mesh as meshes
+from vla_jax.train import assemble, smoke, start, step
+
+SIZE, ROWS, T, STEPS = (24, 24), 16, 12, 150
+SHARE = {  # of its first loss that an objective has left after STEPS on one batch
+    "robot/regression": 0.5,
+    "robot/flow": 0.7,
+    "robot/flow_tokens": 0.7,
+    "robot/pointing": 0.5,
+    "robot/waypoint": 0.5,
+    "vl/region_text": 0.5,
+    "vl/pointing": 0.5,
+    "vl/next_token": 0.5,
+    "vl/contrastive": 0.5,
+}
+RULES = (
+    ("caption_text", "caption_text", "causal_position"),
+    ("caption_text", "primary", "all"),
+    ("caption_text", "*", "never"),
+    ("*", "caption_text", "never"),
+    ("tokens_actions", "tokens_actions", "now"),
+    ("*", "tokens_actions", "never"),
+    ("readout_image", "readout_image", "now"),
+    ("readout_image", "primary", "past_or_now"),
+    ("readout_image", "*", "never"),
+    ("readout_text", "readout_text", "now"),
+    ("readout_text", "language", "all"),
+    ("readout_text", "*", "never"),
+    ("readout_main", "readout_main", "past_or_now"),
+    ("*", "readout_*", "never"),
+    ("language", "language", "all"),
+    ("language", "*", "never"),
+    ("primary", "language", "never"),  # what the image readout sees must know no text
+    ("*", "language", "all"),
+    ("*", "*", "past_or_now"),
+)
+HEADS = dict(
+    point=dict(type="pointing", readout="main", dim=16),
+    waypoint=dict(type="regression", target="waypoint", reads=("point",), readout="main"),
+    regression=dict(type="regression", readout="main", hidden=(64,)),
+    flow=dict(type="flow", readout="main", hidden=(128, 128)),
+    tokens=dict(type="flow", as_tokens=True),
+    region_text=dict(type="region_text", names=("cat", "dog", "cow")),
+    caption=dict(type="language", max_tokens=T),
+    pair=dict(type="contrastive", dim=16),
+)
+
+
+@functools.cache
+def captions() -> text_tokenizer_lib.TextTokenizer:
+    texts = image_text.texts(path=str(collage.ASSETS / "twemoji.tar"))
+    return text_tokenizer_lib.TextTokenizer.train([*texts, "cat dog cow"], vocabulary_size=300)
+
+
+def config() -> config_lib.TrainConfig:
+    stem = dict(type="image_patch", view="primary", image_size=SIZE, widths=(16, 16, 32))
+    both = dict(batch_size=ROWS, max_tokens=T, image_sizes=dict(primary=SIZE))
+    robot = dict(action="regression", flow="flow", flow_tokens="tokens")
+    tree = dict(
+        steps=STEPS,
+        embodiments=("sawyer_cards",),
+        model=dict(
+            trunk=dict(width=32, depth=2, heads=4, mlp=64),
+            shared=dict(text_embedding={}, grounding=dict(dim=16)),
+            tokenizers=dict(
+                language=dict(type="language", mode="pieces", max_tokens=T),
+                primary=stem,
+                proprio=dict(type="proprio", group="hand", size=3, hidden=(32,)),
+            ),
+            readouts=dict(main=1, image=1, text=1),
+            heads=HEADS,
+            rules=RULES,
+        ),
+        streams=dict(
+            robot=dict(
+                **both,
+                action_horizon=3,
+                groups=("language", "primary", "proprio"),
+                readouts=("main",),
+                heads=("point", "waypoint", "regression", "flow", "tokens"),
+                objectives=dict(
+                    regression=dict(type="action", head=robot["action"]),
+                    flow=dict(type="action", head=robot["flow"]),
+                    flow_tokens=dict(type="action", head=robot["flow_tokens"]),
+                    pointing=dict(type="pointing", head="point"),
+                    waypoint=dict(type="waypoint", head="waypoint"),
+                ),
+            ),
+            vl=dict(
+                **both,
+                groups=("language", "primary"),
+                readouts=("main", "image", "text"),
+                heads=("point", "region_text", "caption", "pair"),
+                objectives=dict(
+                    region_text=dict(type="region_text", head="region_text"),
+                    pointing=dict(type="pointing", head="point"),
+                    next_token=dict(type="next_token", head="caption"),
+                    contrastive=dict(type="contrastive", head="pair", loss="softmax"),
+                ),
+            ),
+        ),
+        optimizer=dict(lr=5e-3, schedule="constant", warmup=10),
+    )
+    return config_lib.parse(config_lib.TrainConfig, tree)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    """(function of {stream: iterator}, steps -> {objective: [mean per train_step]}, the config)."""
+    made = config()
+    tokenizer = captions()
+    network, objectives = smoke.parts(made, tokenizer)
+    mesh = meshes.make(devices=jax.devices()[:1])
+    with meshes.use(mesh):
+        examples = synthetic.examples(made, tokenizer.vocabulary_size)
+        plan = start.plan(made, network, examples, mesh)
+        train_step = jax.jit(
+            step.make_train_step(network.apply, objectives, plan.optimizer, made),
+            donate_argnums=0,
+            compiler_options={"xla_backend_optimization_level": 1},
+        )
+
+    def train(next_batches, steps):
+        curves: dict[str, list[float]] = {}
+        with meshes.use(mesh):
+            state = start.fresh(plan)
+            for number in range(steps):
+                batches = arrays.global_batch(next_batches(number), mesh)
+                state, metrics = train_step(state, batches)
+                for name, (total, count) in arrays.fetch(metrics).items():
+                    if count > 0:
+                        curves.setdefault(name, []).append(float(total / count))
+        return curves
+
+    return train, made, tokenizer
+
+
+@pytest.fixture(scope="module")
+def overfitted(trainer):
+    train, made, tokenizer = trainer
+    batches = synthetic.batches(made, tokenizer.vocabulary_size)
+    return train(lambda number: batches, STEPS)
+
+
+def test_every_head_and_objective_is_covered():
+    objectives = {f"{s}/{o}" for s, made in config().streams.items() for o in made.objectives}
+    assert objectives == set(SHARE)
+    used = {name for stream in config().streams.values() for name in stream.heads}
+    assert used == set(HEADS)
+
+
+@pytest.mark.parametrize("name", SHARE)
+def test_one_batch_is_overfitted(overfitted, name):
+    losses = overfitted[name]
+    assert np.all(np.isfinite(losses))
+    assert np.mean(losses[-5:]) < SHARE[name] * losses[0], (losses[0], losses[-5:])
+
+
+def test_losses_fall_on_emoji_captions(trainer):
+    train, made, tokenizer = trainer
+    shown = dict(
+        type="image_text",
+        path=[str(collage.ASSETS / f"{name}.tar") for name in ("twemoji", "fluent_flat")],
+        targets=("text", "point", "region_point", "region_name"),
+        regions=3,
+        cut=True,
+    )
+    bodies = assemble.build.embodiments(made)
+    spaces = assemble.build.action_spaces(bodies)
+    context = assemble.source_context(made, "vl", bodies, spaces, tokenizer)
+    mix = mixture.Mixture.make(dict(emoji=dict(source=shown, weight=1.0)), context)
+    robot = synthetic.batch(made, "robot", tokenizer.vocabulary_size)
+    with engine.Stream(mix, ROWS) as stream:
+        # The hand is there for the shapes alone: an emoji has none.
+        example = synthetic.batch(made, "vl", tokenizer.vocabulary_size)
+
+        def batches(number):
+            row = next(stream)
+            seen = example.observation
+            row["observation"]["proprio"] = seen.proprio
+            row["observation"]["proprio_masks"] = {
+                name: np.zeros_like(mask) for name, mask in seen.proprio_masks.items()
+            }
+            missing = {n: v for n, v in example.targets.items() if n not in row["targets"]}
+            row["targets"] |= missing
+            row["target_masks"] |= {n: np.zeros_like(example.target_masks[n]) for n in missing}
+            return {"robot": robot, "vl": types.Batch.make(**row)}
+
+        curves = train(batches, 100)
+    captioned, matched = curves["vl/next_token"], curves["vl/contrastive"]
+    assert np.mean(captioned[-10:]) < 0.8 * np.mean(captioned[:3])
+    assert np.mean(matched[-10:]) < 0.97 * np.log(ROWS)  # chance: one text of ROWS
+    assert np.mean(curves["vl/contrastive/matched"][-20:]) > 1.3 / ROWS

@@ -1,0 +1,84 @@
+"""Two processes of `jax.distributed` train together what one process trains alone."""
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests import two_streams
+from vla_jax.train import assemble, checkpoint, loop, smoke
+from vla_jax.train.writers import jsonl
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+LOCAL = [sys.executable, str(PROJECT / "launch" / "local.py")]
+CONFIG = """
+import json, pathlib
+def get_config(arg):
+    return json.loads(pathlib.Path(__file__).with_suffix(".json").read_text())
+"""
+
+
+def local(processes: int, *command: str, timeout: float, devices: int = 1):
+    words = ["--processes", str(processes), "--devices", str(devices), "--", *command]
+    return subprocess.run(
+        [*LOCAL, *words], capture_output=True, text=True, timeout=timeout, cwd=PROJECT
+    )
+
+
+@pytest.mark.mesh
+def test_two_processes_agree_with_one(fixtures_dir, tmp_path, monkeypatch):
+    tokenizer = two_streams.text_tokenizer(tmp_path)
+    tree = two_streams.tree(fixtures_dir, tokenizer, vl=False, steps=2, mesh=dict(fsdp=2, data=1))
+    tree["sharding"] = dict(small=16)
+    (tmp_path / "both.json").write_text(json.dumps(tree))
+    (tmp_path / "both.py").write_text(CONFIG)
+    program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"
+    verb = ["train", "--config", str(tmp_path / "both.py"), "--workdir", str(tmp_path / "two")]
+    done = local(2, sys.executable, "-c", program, *verb, timeout=400)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "[0] " in done.stdout
+
+    config = two_streams.config_lib.parse(two_streams.config_lib.TrainConfig, tree)
+    run = functools.partial(loop.run, devices=jax.devices()[:2])
+    monkeypatch.setattr(assemble.loop, "run", run)
+    assemble.train(assemble.assemble(config), str(tmp_path / "one"))
+    losses = [[row["loss"] for row in jsonl.read(tmp_path / name)] for name in ("one", "two")]
+    assert len(losses[0]) == len(losses[1]) == 2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    one, two = (checkpoint.load(str(tmp_path / name), averaged=False) for name in ("one", "two"))
+    assert two.meta.n == one.meta.n == {"robot": 8}
+    assert (one.meta.provenance["processes"], two.meta.provenance["processes"]) == (1, 2)
+    one, two = ({p: np.asarray(x) for p, x in smoke.trees.items(c.variables)} for c in (one, two))
+    assert smoke.difference(two, one) <= 1e-4
+
+
+SAY = "import os; print('I am', os.environ['VLA_PROCESS'], 'of', os.environ['VLA_PROCESSES'])"
+
+
+def test_output_is_forwarded_with_numbers():
+    done = local(3, sys.executable, "-c", SAY, timeout=60)
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == [f"[{n}] I am {n} of 3" for n in range(3)]
+
+
+def test_one_that_fails_ends_all():
+    code = "import os, sys, time; n = int(os.environ['VLA_PROCESS']); "
+    code += "sys.exit(7) if n == 1 else time.sleep(50)"
+    assert local(2, sys.executable, "-c", code, timeout=40).returncode == 7
+
+
+def test_the_pod_script_parses():
+    script = str(PROJECT / "launch" / "tpu_pod.sh")
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    done = subprocess.run(
+        ["bash", script],
+        capture_output=True,
+        text=True,
+        env={"TPU": "x", "ZONE": "y", "PATH": "/bin:/usr/bin"},
+    )
+    assert done.returncode == 2 and "vla train" in done.stderr

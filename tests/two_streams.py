@@ -1,0 +1,125 @@
+"""A run on real data, as small as can be: the Bridge fixture and collages of emoji, two streams."""
+
+import hashlib
+
+from vla_jax import config as config_lib
+from vla_jax.data import engine
+from vla_jax.data.sources import _emoji, collage
+from vla_jax.train import smoke
+
+IMAGE = (24, 24)
+
+
+def text_tokenizer(folder) -> str:
+    """The path of a tokenizer of the collages' words."""
+    path = folder / "text_tokenizer.model"
+    texts = collage.texts(archives=("twemoji",), split=0, names="ab")
+    smoke.text_tokenizer_lib.TextTokenizer.train(texts, vocabulary_size=200).save(path)
+    return str(path)
+
+
+def tree(fixtures_dir, tokenizer: str, *, vl: bool = True, **changes) -> dict:
+    """The config as a table; `vl=False` leaves the robot's stream alone."""
+    source = dict(
+        type="rlds",
+        path=str(fixtures_dir / "bridge_dataset" / "1.0.0"),
+        standardizer=dict(type="oxe", row="bridge"),
+        language="optional",
+        augment=dict(color=0.2, proprio_noise=0.03),
+    )
+    streams = dict(
+        robot=dict(
+            batch_size=4,
+            window=2,
+            action_horizon=3,
+            groups=("primary", "proprio"),
+            readouts=("main",),
+            heads=("action",),
+            objectives=dict(action=dict(type="action", head="action")),
+            image_sizes=dict(primary=IMAGE),
+            mixture=dict(bridge=dict(source=source, weight=1.0)),
+        )
+    )
+    heads = dict(action=dict(type="flow", readout="main", hidden=(8,), steps=2))
+    if vl:
+        drawn = _emoji.split_names(_emoji.card_names(collage.ASSETS), 0)
+        heads["point"] = dict(type="pointing", readout="main", dim=8)
+        heads["region_text"] = dict(type="region_text", names=drawn.a + drawn.b)
+        web = dict(type="collage", archives=("twemoji",), split=0, names="ab")
+        streams["vl"] = dict(
+            batch_size=4,
+            groups=("language", "primary"),
+            readouts=("main",),
+            heads=("region_text", "point"),
+            objectives=dict(
+                region_text=dict(type="region_text", head="region_text"),
+                pointing=dict(type="pointing", head="point", weight=((0, 1.0), (4, 2.0))),
+            ),
+            image_sizes=dict(primary=IMAGE),
+            mixture=dict(web=dict(source=web, weight=1.0)),
+        )
+    made = dict(
+        steps=4,
+        embodiments=("widowx",),
+        text_tokenizer=tokenizer,
+        model=dict(
+            trunk=dict(width=16, depth=2, heads=2, mlp=32),
+            shared=dict(text_embedding={}, grounding=dict(dim=8)),
+            tokenizers=dict(
+                language=dict(type="language"),
+                primary=dict(
+                    type="image_patch",
+                    view="primary",
+                    image_size=IMAGE,
+                    widths=(8, 8, 16),
+                ),
+                proprio=dict(type="proprio", group="ee", size=7, hidden=(8,)),
+            ),
+            readouts=dict(main=1),
+            heads=heads,
+            rules=(
+                ("readout_main", "readout_main", "past_or_now"),
+                ("*", "readout_*", "never"),
+                ("*", "language", "all"),
+                ("language", "*", "never"),
+                ("*", "*", "past_or_now"),
+            ),
+        ),
+        streams=streams,
+        optimizer=dict(lr=3e-3, warmup=2, weight_decay=0.1, ema=0.9),
+        checkpoint=dict(every=2),
+        log_every=1,
+        writers=("jsonl",),
+    )
+    return made | changes
+
+
+def config(*arguments, **changes) -> config_lib.TrainConfig:
+    """The parsed config."""
+    return config_lib.parse(config_lib.TrainConfig, tree(*arguments, **changes))
+
+
+def watch(monkeypatch) -> list:
+    """The list of (stream, row_ids, hash of the arrays) of every batch drawn from now on."""
+    drawn, draw = [], engine.Stream.__next__
+
+    def watched(stream):
+        batch = draw(stream)
+        digest = hashlib.sha256()
+        _feed(digest, batch)
+        # `mixture` is not kept by the stream: its rows' structure tells the streams apart.
+        name = "robot" if "action" in batch["targets"] else "vl"
+        drawn.append((name, batch["row_id"].tolist(), digest.hexdigest()))
+        return batch
+
+    monkeypatch.setattr(engine.Stream, "__next__", watched)
+    return drawn
+
+
+def _feed(digest, value) -> None:
+    if isinstance(value, dict):
+        for name in sorted(value):
+            digest.update(name.encode())
+            _feed(digest, value[name])
+    else:
+        digest.update(value.tobytes())

@@ -32,7 +32,7 @@ def tree(**changes) -> dict:
             trunk=dict(width=16, depth=2, heads=2, mlp=16),
             shared=dict(text_embedding={}, grounding=dict(dim=8)),
             tokenizers=dict(
-                language=dict(type="language", max_tokens=6),
+                language=dict(type="language", max_tokens=12),
                 primary=dict(
                     type="image_patch",
                     view="primary",
@@ -68,7 +68,7 @@ def tree(**changes) -> dict:
                     action=dict(type="action", head="action", weight=2.0),
                     point=dict(type="pointing", head="point"),
                 ),
-                max_tokens=6,
+                max_tokens=12,
                 image_sizes=dict(primary=(16, 16)),
             ),
             vl=dict(
@@ -77,7 +77,7 @@ def tree(**changes) -> dict:
                 readouts=("point",),
                 heads=("point",),
                 objectives=dict(point=dict(type="pointing", head="point")),
-                max_tokens=6,
+                max_tokens=12,
                 image_sizes=dict(primary=(16, 16)),
             ),
         ),

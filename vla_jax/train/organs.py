@@ -213,11 +213,10 @@ class Organs:
 
     def _keep_action(self, name: str, space: types.ActionSpace) -> None:
         self.kept_action = True
-        for head in self._chain(name):
-            self.heads[head] = dict(self.before.model.heads[head])
-            named = {v for v in self.heads[head].values() if isinstance(v, str)}
-            kept = [readout for readout in self.template.readouts if readout in named]
-            self.readouts |= {readout: self.before.model.readouts[readout] for readout in kept}
+        self.heads = {head: dict(self.before.model.heads[head]) for head in self._chain(name)}
+        named = {v for spec in self.heads.values() for v in spec.values() if isinstance(v, str)}
+        kept = [readout for readout in self.template.readouts if readout in named]
+        self.readouts = {readout: self.before.model.readouts[readout] for readout in kept}
         self.heads[name]["action_space"] = space.name
         for objective, spec in self.template.objectives.items():
             if spec.get("head") in self.heads:

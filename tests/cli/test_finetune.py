@@ -1,0 +1,94 @@
+"""A new embodiment, by its verbs: collect, fine-tune, reload, replay. Processes of one device."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+MAIN = "import sys; from vla_jax.cli.main import main; sys.exit(main())"
+SMALL = (
+    "--config.model.trunk.width=48",
+    "--config.model.trunk.depth=1",
+    "--config.model.trunk.mlp=96",
+    "--config.model.shared.grounding.dim=32",
+    "--config.model.tokenizers.primary.widths=(16,16,32)",
+    "--config.model.tokenizers.primary.grid_stride=24",
+    "--config.streams.vl.batch_size=4",
+    "--config.validation.every=None",
+)
+pytestmark = pytest.mark.sim
+
+
+def vla(*words, code: int = 0) -> subprocess.CompletedProcess:
+    """`vla words…` in a process of its own; fails unless it exits with `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, words)],
+        cwd=PROJECT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """20 episodes of the scripted expert: two views, 3 numbers."""
+    out = tmp_path_factory.mktemp("data") / "xyz_demos"
+    body = ("--embodiment", "sawyer_cards_xyz", "--episodes", 20, "--workers", 0)
+    vla("data", "collect", "--out", out, *body)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run of the demo's first stage, small and short: no robot was ever seen."""
+    out = tmp_path_factory.mktemp("demo")
+    texts = out / "texts.txt"
+    names = (PROJECT / "vla_jax/assets/emoji/card_names.txt").read_text().split("\n")
+    texts.write_text("\n".join(f"touch the {name}" for name in names if name))
+    model = out / "text_tokenizer.model"
+    vla("data", "text-tokenizer", "--texts", texts, "--vocabulary-size", 150, "--out", model)
+    config = f"configs/demo_pretrain.py:steps=1,out={out}"
+    vla("train", "--config", config, "--workdir", out / "run", *SMALL)
+    return out / "run"
+
+
+def finetune(pretrained, demos, *words, code=0):
+    fixed = ("--checkpoint", pretrained, "--data", demos, "--stats", "recompute")
+    return vla("finetune", *fixed, *words, code=code)
+
+
+def test_overfits_an_episode_of_a_new_embodiment(pretrained, demos, tmp_path):
+    overfit = ("--episodes", 1, "--steps", 100, "--batch-size", 8, "--lr", 3e-3)
+    words = ("--embodiment", "sawyer_cards_xyz", "--action-horizon", 8, *overfit)
+    printed = finetune(pretrained, demos, *words, "--workdir", tmp_path).stdout
+    print(printed)  # the report of parameters and the table of errors, for whoever looks
+    assert "fresh   params/tokenizers_secondary/conv_0/kernel" in printed
+    assert "fresh   params/heads_action_sawyer_xyz/mlp/" in printed
+    assert "unused  params/positions_readout_point/table" in printed
+    assert "fresh   params/tokenizers_primary" not in printed
+    assert "xyz.2" in printed and "% of range" in printed
+    found = json.loads(printed.strip().splitlines()[-1])
+    assert found["train"]["dims"] == ["xyz.0", "xyz.1", "xyz.2"]
+    assert found["train"]["episodes"] == 1 and found["held_out"]["episodes"] == 2
+    assert found["train"]["worst"] == max(found["train"]["percent"])
+    assert all(percent <= 5.0 for percent in found["train"]["percent"])
+
+
+def test_mistakes_exit_with_2_and_write_nothing(pretrained, demos, tmp_path):
+    robot = tmp_path / "robot.py"
+    robot.write_text("BODY = 1\n")
+    cases = (
+        (("--embodiment", robot), "unknown 'EMBODIMENT'"),
+        (("--embodiment", "sawyer_cards_xyz", "--views", "primry"), "did you mean 'primary'"),
+    )
+    for words, message in cases:
+        done = finetune(pretrained, demos, *words, "--workdir", tmp_path / "out", code=2)
+        assert message in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()

@@ -49,11 +49,13 @@ class Style:
     lighting: float  # largest relative change of brightness towards a corner
     extra: float  # share of the pictures after the first that are clutter, without a label
 
-    def check(self, where: str) -> None:
-        """Raises UserError for a number out of its range."""
+    def check(self, where: str, names: int) -> None:
+        """Raises UserError for a number out of its range; `names` can be drawn."""
         low, high = self.count
-        if not 1 <= low <= high:
-            raise plugin.UserError(f"{where}: count={self.count}, expected 1 <= fewest <= most")
+        if not 1 <= low <= high <= names:
+            raise plugin.UserError(
+                f"{where}: count={self.count}, expected 1 <= fewest <= most <= {names} (the names)"
+            )
         if not 0 < self.size[0] <= self.size[1] <= 0.5 * REFERENCE:
             raise plugin.UserError(
                 f"{where}: size={self.size}, expected 0 < smallest <= largest <= {REFERENCE // 2} "
@@ -202,15 +204,11 @@ def make(
         an instruction longer than the stream's max_tokens; no image size for `view`.
     """
     where = context.name
-    style = Style(tuple(count), tuple(size), angle, card, tint, squash, lighting, extra)
-    style.check(where)
     root = pathlib.Path(root) if root else ASSETS
     table = _emoji.card_table(root)
     drawn, hidden = _choose(where, table, split, names, hide)
-    if style.count[1] > len(drawn):
-        raise plugin.UserError(
-            f"{where}: count {style.count} asks for more pictures than the {len(drawn)} names"
-        )
+    style = Style(tuple(count), tuple(size), angle, card, tint, squash, lighting, extra)
+    style.check(where, len(drawn))
     sprites, clutter = _sprites(root, archives, table, drawn, hidden, clutter=extra > 0)
     templates = (template,) if isinstance(template, str) else tuple(template)
     return Collage(

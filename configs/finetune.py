@@ -1,7 +1,7 @@
 """Fine-tunes a checkpoint to a robot and its data; `vla finetune` is this and a replay at its end.
 
 vla train --workdir runs/xyz --config \
-    configs/finetune.py:checkpoint=runs/demo/co,data=demos,embodiment=my_robot.py,stats=recompute
+    configs/finetune.py:checkpoint=RUN,data=demos,embodiment=my_robot.py,stats=recompute
 
 The config is derived from the checkpoint's own: read `vla_jax/train/finetune.py:derive`. What there
 is to choose, and what it is by default (None: as in the checkpoint), stands below; embodiment is a

@@ -17,8 +17,6 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-FOLDERS = ("tokenizers", "heads", "objectives", "data.sources", "envs", "embodiments")
-
 
 class UserError(ValueError):
     """A mistake in what the user gave: printed without a traceback, exit code 2."""

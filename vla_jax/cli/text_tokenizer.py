@@ -1,8 +1,8 @@
 """Trains the SentencePiece model of the texts that a config's sources show, and writes it.
 
-  vla data text-tokenizer --config configs/demo_pretrain.py:split=0 --out
-  runs/demo/text_tokenizer.model
-  vla data text-tokenizer --texts captions.txt --vocabulary-size 8000 --out text_tokenizer.model
+vla data text-tokenizer --config configs/demo_pretrain.py:split=0 --out
+runs/demo/text_tokenizer.model
+vla data text-tokenizer --texts captions.txt --vocabulary-size 8000 --out text_tokenizer.model
 """
 
 from __future__ import annotations

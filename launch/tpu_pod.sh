@@ -12,12 +12,12 @@
 # Not tried on a real pod yet: no TPU was at hand when it was written.
 set -euo pipefail
 
+[ "$#" -gt 0 ] || { sed -n '2,13p' "$0" >&2; exit 2; }
+
 : "${TPU:?name of the TPU slice}"
 : "${ZONE:?its zone}"
 : "${REPOSITORY:?where the hosts clone this repository from}"
 REVISION="${REVISION:-main}"
-
-[ "$#" -gt 0 ] || { sed -n '2,13p' "$0" >&2; exit 2; }
 
 # Quoted once here, so that the hosts' shells see the arguments as this one got them.
 arguments="$(printf '%q ' "$@")"

@@ -23,6 +23,17 @@ RULES = (
 )
 
 
+VL = dict(
+    batch_size=2,
+    groups=("language", "primary"),
+    readouts=("point",),
+    heads=("point",),
+    objectives=dict(point=dict(type="pointing", head="point")),
+    max_tokens=12,
+    image_sizes=dict(primary=(16, 16)),
+)
+
+
 def tree(**changes) -> dict:
     """The config as a table; `changes` are laid over `model` and `streams` by name."""
     made = dict(
@@ -71,15 +82,7 @@ def tree(**changes) -> dict:
                 max_tokens=12,
                 image_sizes=dict(primary=(16, 16)),
             ),
-            vl=dict(
-                batch_size=2,
-                groups=("language", "primary"),
-                readouts=("point",),
-                heads=("point",),
-                objectives=dict(point=dict(type="pointing", head="point")),
-                max_tokens=12,
-                image_sizes=dict(primary=(16, 16)),
-            ),
+            vl=dict(VL),
         ),
     )
     _lay(made, changes)

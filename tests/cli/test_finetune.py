@@ -51,9 +51,10 @@ def pretrained(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     texts = out / "texts.txt"
     names = (PROJECT / "vla_jax/assets/emoji/card_names.txt").read_text().split("\n")
-    texts.write_text("\n".join(f"touch the {name}" for name in names if name))
+    asked = [f"{verb} the {name}" for name in names if name for verb in ("touch", "point to")]
+    texts.write_text("\n".join(asked))
     model = out / "text_tokenizer.model"
-    vla("data", "text-tokenizer", "--texts", texts, "--vocabulary-size", 150, "--out", model)
+    vla("data", "text-tokenizer", "--texts", texts, "--vocabulary-size", 250, "--out", model)
     config = f"configs/demo_pretrain.py:steps=1,out={out}"
     vla("train", "--config", config, "--workdir", out / "run", *SMALL)
     return out / "run"

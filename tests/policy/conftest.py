@@ -11,7 +11,7 @@ def recorded():
 
 @pytest.fixture(scope="session")
 def run(recorded, tmp_path_factory):
-    """A run of one train_step."""
+    """A run's folder, and what it was made from."""
     return recorded.run(tmp_path_factory.mktemp("policy"))
 
 

@@ -77,8 +77,12 @@ def words() -> text_tokenizer.TextTokenizer:
 
 
 def run(root: pathlib.Path) -> python_types.SimpleNamespace:
-    """Trains one step; `.workdir`, `.data` and the `.assembly` it was trained from."""
-    from vla_jax.train import assemble
+    """A checkpoint of parameters drawn at random: `.workdir`, `.data`, the run's `.assembly`."""
+    import jax
+
+    from vla_jax.models import synthetic
+    from vla_jax.train import assemble, checkpoint
+    from vla_jax.train import state as states
 
     data = data_lib.write_folder(root / "arm_data" / "1.0.0", episodes())
     robot, model = root / "robot.py", root / "words.model"
@@ -86,7 +90,16 @@ def run(root: pathlib.Path) -> python_types.SimpleNamespace:
     words().save(model)
     made = config(data, robot, model)
     assembly = assemble.assemble(made)
-    assemble.train(assembly, str(root / "run"))
+    examples = synthetic.batches(made, assembly.vocabulary_size)
+    shapes = jax.eval_shape(lambda: dict(assembly.network.init(jax.random.key(0), examples)))
+    rng = np.random.default_rng(0)
+    values = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), shapes)
+    state = states.TrainState(
+        step=np.int32(1), trained=values, frozen={}, opt_state={"count": np.zeros(1)}, ema=None
+    )
+    saver = checkpoint.Checkpoints(str(root / "run"), made, assembly.assets())
+    saver.save(1, state, {"robot": 8})
+    saver.close()
     for path in (robot, model):  # a checkpoint needs its folder alone
         path.unlink()
     return python_types.SimpleNamespace(

@@ -3,7 +3,9 @@
 One config holds every head in two streams, so that one compiled train_step serves all of it.
 """
 
+import dataclasses
 import functools
+import tarfile
 
 import jax
 import numpy as np
@@ -19,7 +21,8 @@ from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import assemble, smoke, start, step
 
-SIZE, ROWS, T, STEPS = (24, 24), 16, 12, 150
+SIZE, ROWS, T, STEPS, PICTURES = (24, 24), 16, 12, 150, 48
+STREAMS = ("robot", "vl")
 SHARE = {  # of its first loss that an objective has left after STEPS on one batch
     "robot/regression": 0.5,
     "robot/flow": 0.7,
@@ -174,38 +177,49 @@ def test_one_batch_is_overfitted(overfitted, name):
     assert np.mean(losses[-5:]) < SHARE[name] * losses[0], (losses[0], losses[-5:])
 
 
-def test_losses_fall_on_emoji_captions(trainer):
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory):
+    """A stream of captioned pictures: few enough to be told apart within seconds."""
+    path = tmp_path_factory.mktemp("emoji") / "few.tar"
+    with tarfile.open(collage.ASSETS / "twemoji.tar") as whole, tarfile.open(path, "w") as few:
+        for member in whole.getmembers()[: 2 * PICTURES]:
+            few.addfile(member, whole.extractfile(member))
+    names = ("text", "point", "region_point", "region_name")
+    source = dict(type="image_text", path=str(path), targets=names, regions=3, cut=True, holdout=0)
+    return dict(few=dict(source=source, weight=1.0))
+
+
+def test_losses_fall_on_emoji_captions(trainer, emoji):
     train, made, tokenizer = trainer
-    shown = dict(
-        type="image_text",
-        path=[str(collage.ASSETS / f"{name}.tar") for name in ("twemoji", "fluent_flat")],
-        targets=("text", "point", "region_point", "region_name"),
-        regions=3,
-        cut=True,
-    )
     bodies = assemble.build.embodiments(made)
     spaces = assemble.build.action_spaces(bodies)
     context = assemble.source_context(made, "vl", bodies, spaces, tokenizer)
-    mix = mixture.Mixture.make(dict(emoji=dict(source=shown, weight=1.0)), context)
-    robot = synthetic.batch(made, "robot", tokenizer.vocabulary_size)
-    with engine.Stream(mix, ROWS) as stream:
-        # The hand is there for the shapes alone: an emoji has none.
-        example = synthetic.batch(made, "vl", tokenizer.vocabulary_size)
+    # The robot's stream stands there for its shapes alone, as do an emoji's hand and action.
+    robot, example = (_masked(synthetic.batch(made, s, tokenizer.vocabulary_size)) for s in STREAMS)
+    with engine.Stream(mixture.Mixture.make(emoji, context), ROWS) as stream:
 
         def batches(number):
             row = next(stream)
-            seen = example.observation
-            row["observation"]["proprio"] = seen.proprio
-            row["observation"]["proprio_masks"] = {
-                name: np.zeros_like(mask) for name, mask in seen.proprio_masks.items()
-            }
-            missing = {n: v for n, v in example.targets.items() if n not in row["targets"]}
-            row["targets"] |= missing
-            row["target_masks"] |= {n: np.zeros_like(example.target_masks[n]) for n in missing}
+            row["observation"]["proprio"] = example.observation.proprio
+            row["observation"]["proprio_masks"] = example.observation.proprio_masks
+            row["targets"] = {**example.targets, **row["targets"]}
+            row["target_masks"] = {**example.target_masks, **row["target_masks"]}
             return {"robot": robot, "vl": types.Batch.make(**row)}
 
-        curves = train(batches, 100)
+        curves = train(batches, STEPS)
+    assert set(curves) & set(SHARE) == {"vl/next_token", "vl/contrastive"}
     captioned, matched = curves["vl/next_token"], curves["vl/contrastive"]
-    assert np.mean(captioned[-10:]) < 0.8 * np.mean(captioned[:3])
-    assert np.mean(matched[-10:]) < 0.97 * np.log(ROWS)  # chance: one text of ROWS
-    assert np.mean(curves["vl/contrastive/matched"][-20:]) > 1.3 / ROWS
+    assert np.mean(captioned[-10:]) < 0.6 * np.mean(captioned[:3])
+    assert np.mean(matched[-10:]) < 0.7 * np.log(ROWS)  # chance: one text of ROWS
+    assert np.mean(curves["vl/contrastive/matched"][-10:]) > 3 / ROWS
+
+
+def _masked(batch: types.Batch) -> types.Batch:
+    """The batch with no reading and no target that counts."""
+    seen = batch.observation
+    blank = {name: np.zeros_like(mask) for name, mask in seen.proprio_masks.items()}
+    return dataclasses.replace(
+        batch,
+        observation=dataclasses.replace(seen, proprio_masks=blank),
+        target_masks={name: np.zeros_like(mask) for name, mask in batch.target_masks.items()},
+    )

@@ -36,6 +36,7 @@ def tree(fixtures_dir, tokenizer: str, *, vl: bool = True, **changes) -> dict:
             readouts=("main",),
             heads=("action",),
             objectives=dict(action=dict(type="action", head="action")),
+            max_tokens=64,  # Bridge's words are not in the collages' vocabulary
             image_sizes=dict(primary=IMAGE),
             mixture=dict(bridge=dict(source=source, weight=1.0)),
         )

@@ -1,8 +1,11 @@
 """Two processes of `jax.distributed` train together what one process trains alone."""
 
+import contextlib
 import functools
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -25,9 +28,14 @@ def get_config(arg):
 
 def local(processes: int, *command: str, timeout: float, devices: int = 1):
     words = ["--processes", str(processes), "--devices", str(devices), "--", *command]
-    return subprocess.run(
-        [*LOCAL, *words], capture_output=True, text=True, timeout=timeout, cwd=PROJECT
-    )
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    started = subprocess.Popen([*LOCAL, *words], cwd=PROJECT, start_new_session=True, **pipe)
+    try:
+        said, _ = started.communicate(timeout=timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # those that a time-out left behind
+            os.killpg(started.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(started.args, started.returncode, stdout=said)
 
 
 @pytest.mark.mesh

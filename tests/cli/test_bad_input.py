@@ -138,7 +138,7 @@ def test_data_that_do_not_fit_the_body(refused, fixtures_dir, tmp_path, changes,
     [
         (
             "streams.robot.image_sizes.primary=(32,32)",
-            "(32, 32, 3), expected it to end with (64, 64",
+            "32, 32, 3), expected it to end with (64, 64, 3)",
         ),
         ("model.tokenizers.proprio.size=6", "expected it to end with (6,)"),
         ("streams.robot.batch_size=7", "batch_size: 7 is not divisible by 8"),
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_architecture(refused, trained, fixtures_dir):
     config = f"configs/debug.py:data={fixtures_dir / 'bridge_dataset' / '1.0.0'}"
     message = refused(config=config, workdir=trained)
     assert "its params are of another architecture" in message
-    assert "missing     params/trunk" in message and "config.init_from" in message
+    assert "missing     params/heads_action" in message and "config.init_from" in message
 
 
 @pytest.mark.mesh

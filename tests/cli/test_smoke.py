@@ -59,8 +59,9 @@ def test_every_built_in_plugin(folder):
 
 
 @pytest.mark.parametrize("folder", smoke_plugin.FOLDERS)
-def test_every_built_in_plugin_finds_its_place(folder):
-    for type_ in plugin.names(folder):
+def test_built_in_plugins_find_their_place(folder):
+    # An objective is tried on head after head: `make test-slow` tries every one.
+    for type_ in ("waypoint",) if folder == "objectives" else plugin.names(folder):
         made = smoke_plugin.config(f"{folder}={type_}")
         tokenizer, _ = smoke.text_tokenizer(made)
         smoke.parts(smoke.shrink(made, {}), tokenizer)

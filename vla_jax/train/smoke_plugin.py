@@ -56,7 +56,17 @@ def config(request: str) -> config_lib.TrainConfig:
     if not equals or folder not in FOLDERS:
         hint = plugin.unknown("--plugin", folder, FOLDERS)
         raise plugin.UserError(f"{hint} Expected FOLDER=TYPE, like heads=my_lab.mamba.")
-    base = _base(type_ if folder == "embodiments" else BODY)
+    try:
+        return _laid(folder, type_, window=2)
+    except plugin.UserError as error:
+        try:  # some organs know one step only
+            return _laid(folder, type_, window=1)
+        except plugin.UserError:
+            raise error from None
+
+
+def _laid(folder: str, type_: str, window: int) -> config_lib.TrainConfig:
+    base = _base(type_ if folder == "embodiments" else BODY, window)
     if folder == "embodiments":
         return _parse(base)
     spec = _spec(folder, type_, base)
@@ -74,7 +84,7 @@ def _parse(tree: Mapping) -> config_lib.TrainConfig:
     return config_lib.parse(config_lib.TrainConfig, tree)
 
 
-def _base(body: str) -> dict[str, Any]:
+def _base(body: str, window: int) -> dict[str, Any]:
     """The built-in config as nested tables."""
     embodiment = build.embodiments(_Named((body,)))[0]
     view, space = embodiment.views[0], embodiment.action_spaces[0]
@@ -110,7 +120,7 @@ def _base(body: str) -> dict[str, Any]:
         streams=dict(
             robot=dict(
                 batch_size=smoke.ROWS,
-                window=2,
+                window=window,
                 action_horizon=4,
                 max_tokens=8,
                 groups=("language", "primary", *hand),
@@ -162,22 +172,25 @@ def _lay_head(base: dict, spec: dict) -> None:
         spec.setdefault("readout", "action")
     if "action_space" in accepted:
         spec.setdefault("action_space", base["model"]["heads"]["plain"]["action_space"])
+    if {"image_readout", "text_readout"} <= set(accepted):
+        # Two readouts, each of which sees one side only.
+        base["model"]["readouts"] |= dict(image=1, text=1)
+        spec |= dict(image_readout="image", text_readout="text")
+        robot["readouts"] += ("image", "text")
+        base["model"]["rules"] = (
+            ("readout_image", "primary", "past_or_now"),
+            ("readout_image", "*", "never"),
+            ("readout_text", "language", "all"),
+            ("readout_text", "*", "never"),
+            ("primary", "language", "never"),
+            ("primary", "hand", "never"),
+            *base["model"]["rules"],
+        )
     base["model"]["heads"]["plugin"] = spec
     robot["heads"] += ("plugin",)
     answer, errors = _seen(base)["plugin"]
     names = tuple(sorted(errors))
     if {"image", "text", "scale", "bias"} <= set(answer):
-        # Two readouts, each of which sees one side only.
-        base["model"]["readouts"] |= dict(image=1, text=1)
-        base["model"]["heads"]["plugin"] |= dict(image_readout="image", text_readout="text")
-        robot["readouts"] += ("image", "text")
-        base["model"]["rules"] = (
-            ("readout_image", "language", "never"),
-            ("readout_text", "language", "all"),
-            ("readout_text", "*", "never"),
-            ("primary", "language", "never"),
-            *(rule for rule in base["model"]["rules"] if rule[0] != "readout_*"),
-        )
         robot["objectives"]["plugin"] = dict(type="contrastive", head="plugin")
     elif names in OBJECTIVES:
         robot["objectives"]["plugin"] = dict(type=OBJECTIVES[names], head="plugin")
@@ -191,14 +204,15 @@ def _lay_head(base: dict, spec: dict) -> None:
 def _lay_objective(base: dict, spec: dict) -> None:
     """Adds the objective over the first head of the heads folder whose errors it takes."""
     refused = {}
-    for type_ in plugin.names("heads"):
-        tree = _base(BODY)
+    candidates = [(type_, {}) for type_ in plugin.names("heads")]
+    for type_, more in (*candidates, ("regression", dict(target="waypoint"))):
+        tree = _base(BODY, base["streams"]["robot"]["window"])
         try:
-            _lay_head(tree, _spec("heads", type_, tree))
+            _lay_head(tree, {**_spec("heads", type_, tree), **more})
             tree["streams"]["robot"]["objectives"]["plugin"] = {**spec, "head": "plugin"}
             _seen(tree, objective=True)
-        except plugin.UserError as error:
-            refused[type_] = str(error)
+        except ValueError as error:  # a UserError, or shapes that do not fit
+            refused[f"{type_} {more or ''}".strip()] = str(error)
             continue
         base.update(tree)
         return

@@ -20,45 +20,13 @@ def text_tokenizer(folder) -> str:
 
 def tree(fixtures_dir, tokenizer: str, *, vl: bool = True, **changes) -> dict:
     """The config as a table; `vl=False` leaves the robot's stream alone."""
-    source = dict(
-        type="rlds",
-        path=str(fixtures_dir / "bridge_dataset" / "1.0.0"),
-        standardizer=dict(type="oxe", row="bridge"),
-        language="optional",
-        augment=dict(color=0.2, proprio_noise=0.03),
-    )
-    streams = dict(
-        robot=dict(
-            batch_size=4,
-            window=2,
-            action_horizon=3,
-            groups=("primary", "proprio"),
-            readouts=("main",),
-            heads=("action",),
-            objectives=dict(action=dict(type="action", head="action")),
-            max_tokens=64,  # Bridge's words are not in the collages' vocabulary
-            image_sizes=dict(primary=IMAGE),
-            mixture=dict(bridge=dict(source=source, weight=1.0)),
-        )
-    )
+    streams = dict(robot=_robot(fixtures_dir))
     heads = dict(action=dict(type="flow", readout="main", hidden=(8,), steps=2))
     if vl:
         drawn = _emoji.split_names(_emoji.card_names(collage.ASSETS), 0)
         heads["point"] = dict(type="pointing", readout="main", dim=8)
         heads["region_text"] = dict(type="region_text", names=drawn.a + drawn.b)
-        web = dict(type="collage", archives=("twemoji",), split=0, names="ab")
-        streams["vl"] = dict(
-            batch_size=4,
-            groups=("language", "primary"),
-            readouts=("main",),
-            heads=("region_text", "point"),
-            objectives=dict(
-                region_text=dict(type="region_text", head="region_text"),
-                pointing=dict(type="pointing", head="point", weight=((0, 1.0), (4, 2.0))),
-            ),
-            image_sizes=dict(primary=IMAGE),
-            mixture=dict(web=dict(source=web, weight=1.0)),
-        )
+        streams["vl"] = _web()
     made = dict(
         steps=4,
         embodiments=("widowx",),
@@ -93,6 +61,46 @@ def tree(fixtures_dir, tokenizer: str, *, vl: bool = True, **changes) -> dict:
         writers=("jsonl",),
     )
     return made | changes
+
+
+def _robot(fixtures_dir) -> dict:
+    """Bridge, a window of two."""
+    source = dict(
+        type="rlds",
+        path=str(fixtures_dir / "bridge_dataset" / "1.0.0"),
+        standardizer=dict(type="oxe", row="bridge"),
+        language="optional",
+        augment=dict(color=0.2, proprio_noise=0.03),
+    )
+    return dict(
+        batch_size=4,
+        window=2,
+        action_horizon=3,
+        groups=("primary", "proprio"),
+        readouts=("main",),
+        heads=("action",),
+        objectives=dict(action=dict(type="action", head="action")),
+        max_tokens=64,  # Bridge's words are not in the collages' vocabulary
+        image_sizes=dict(primary=IMAGE),
+        mixture=dict(bridge=dict(source=source, weight=1.0)),
+    )
+
+
+def _web() -> dict:
+    """Collages by one artist."""
+    web = dict(type="collage", archives=("twemoji",), split=0, names="ab")
+    return dict(
+        batch_size=4,
+        groups=("language", "primary"),
+        readouts=("main",),
+        heads=("region_text", "point"),
+        objectives=dict(
+            region_text=dict(type="region_text", head="region_text"),
+            pointing=dict(type="pointing", head="point", weight=((0, 1.0), (4, 2.0))),
+        ),
+        image_sizes=dict(primary=IMAGE),
+        mixture=dict(web=dict(source=web, weight=1.0)),
+    )
 
 
 def config(*arguments, **changes) -> config_lib.TrainConfig:

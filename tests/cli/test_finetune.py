@@ -60,6 +60,7 @@ def pretrained(tmp_path_factory):
     return out / "run"
 
 
+@pytest.mark.slow
 def test_overfits_an_episode_of_a_new_embodiment(pretrained, demos, tmp_path):
     overfit = ("--episodes", 1, "--steps", 100, "--batch-size", 8, "--lr", 3e-3)
     words = ("--embodiment", "sawyer_cards_xyz", "--action-horizon", 8, *overfit)

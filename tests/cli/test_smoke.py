@@ -30,6 +30,7 @@ def shrunk(path: str = "configs/demo_cofinetune.py") -> config_lib.TrainConfig:
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_debug_config_on_a_mesh(capsys):
     code = cli.main(["smoke", "--config", "configs/debug.py", "--mesh", "1,2,2,2"])
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

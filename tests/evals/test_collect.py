@@ -34,6 +34,7 @@ def test_episodes_do_not_depend_on_the_workers(tmp_path):
     assert chunks(tmp_path, 0) == chunks(tmp_path, 1)
 
 
+@pytest.mark.slow
 def test_collected_episodes_read_back(tmp_path):
     out = tmp_path / "two_views"
     done = collect.collect(

@@ -1,5 +1,6 @@
 """A network with every kind of organ, so small that it compiles in seconds, and its config."""
 
+import copy
 import dataclasses
 
 import jax
@@ -82,7 +83,7 @@ def tree(**changes) -> dict:
                 max_tokens=12,
                 image_sizes=dict(primary=(16, 16)),
             ),
-            vl=dict(VL),
+            vl=copy.deepcopy(VL),
         ),
     )
     _lay(made, changes)

@@ -36,6 +36,7 @@ def model(c, *, region_names, pool: str = "query", handed_over: bool = True) -> 
             type="image_patch",
             view="primary",
             image_size=IMAGE,
+            patch=6,
             film="product",
             reads=("language",),
         ),

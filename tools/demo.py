@@ -97,6 +97,11 @@ ARMS = (
 )
 
 
+# XLA on a CPU takes its buffers from malloc. Kept and on huge pages, they cost no page faults in
+# each train_step: 0.20 instead of 0.25 s here (docs/LOG.md). Other C libraries ignore this.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One `vla` command and the file or folder in OUT that it makes."""
@@ -130,6 +135,7 @@ def environment(stage: Stage, devices: int) -> dict[str, str]:
     if stage.words[0] == "train":
         flag = f"--xla_force_host_platform_device_count={devices}"
         chosen["XLA_FLAGS"] = f"{chosen.get('XLA_FLAGS', '')} {flag}".strip()
+        chosen.setdefault("GLIBC_TUNABLES", MALLOC)
     return chosen
 
 

@@ -32,7 +32,7 @@ def env():
 
 def play(env, seed, until=None):
     """The expert's episode, to its end or `until` steps."""
-    target, names = cards.draw_cards(seed, NAMES, NAMES)
+    target, names = cards.draw_task(seed, NAMES, NAMES)
     env.reset(seed, target, names, render=False)
     while not env.info["done"] and env.info["steps"] != until:
         env.step(env.expert_action(), render=False)
@@ -59,14 +59,14 @@ def test_layouts_keep_their_ranges():
 def test_draw_cards():
     slots = []
     for seed in range(300):
-        target, names = cards.draw_cards(seed, "ab", "cdef")
+        target, names = cards.draw_task(seed, "ab", "cdef")
         assert target in ("a", "b") and len(set(names)) == 4
         assert {target} == set(names) & {"a", "b"}
         slots.append(names.index(target))
     assert np.all(np.bincount(slots, minlength=4) > 45)  # no slot is favoured
-    assert cards.draw_cards(0, "ab", "cdef", target="b")[0] == "b"
+    assert cards.draw_task(0, "ab", "cdef", target="b")[0] == "b"
     with pytest.raises(UserError, match="2 distractor names"):
-        cards.draw_cards(0, "a", "abc")
+        cards.draw_task(0, "a", "abc")
 
 
 def test_expert_always_succeeds(env):

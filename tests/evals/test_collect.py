@@ -22,9 +22,9 @@ def chunks(tmp_path, workers):
     """The spooled bytes of 4 episodes in two chunks."""
     folder = tmp_path / str(workers)
     folder.mkdir()
-    recipe = collect.Recipe(NAMES, NAMES, seed=3, stride=16, noise=0.5)
+    recipe = collect.Recipe(NAMES, NAMES, seed=3, stride=16, noise=0.5, env="cards")
     arguments = [(recipe, str(folder), index, range(index * 2, index * 2 + 2)) for index in (0, 1)]
-    scene = (pictures(), "sawyer_cards", 32)
+    scene = ("cards", pictures(), "sawyer_cards", 32)
     counts = list(collect._run(arguments, workers, scene))
     assert sum(each["episodes"] for each in counts) == 4
     return [path.read_bytes() for path in sorted(folder.iterdir())]
@@ -60,7 +60,7 @@ def test_collected_episodes_read_back(tmp_path):
     assert np.all(np.abs(episodes.action) <= 1.0)
     env = cards.make(pictures=pictures(), embodiment="sawyer_cards_xyz", image_size=48)
     scene = collect.SCENES * 2  # episode 0 of seed 1
-    target, names = cards.draw_cards(scene, "ab", "cdef")
+    target, names = cards.draw_task(scene, "ab", "cdef")
     env.reset(scene, target, names, render=False)
     np.testing.assert_array_equal(episodes.proprio["hand"][0], env.hand.astype(np.float32))
     np.testing.assert_array_equal(episodes.cameras["primary"][0], env.camera_matrix("primary"))
@@ -71,7 +71,7 @@ def test_collected_episodes_read_back(tmp_path):
 
 def test_every_second_episode_is_shaken_and_labels_stay_clean():
     env = cards.make(pictures=pictures(), image_size=32)
-    recipe = collect.Recipe(NAMES, NAMES, seed=0, stride=1000, noise=0.5)
+    recipe = collect.Recipe(NAMES, NAMES, seed=0, stride=1000, noise=0.5, env="cards")
     made = [collect._episode(env, recipe, i)[0] for i in range(4)]
     assert [e["metadata"]["noise"] > 0 for e in made] == [False, True, False, True]
     for episode in made:

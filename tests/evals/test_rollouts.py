@@ -1,5 +1,6 @@
 """Closed-loop episodes: the expert over processes, a policy that moves at random, failures."""
 
+import dataclasses
 import json
 import types
 
@@ -60,16 +61,15 @@ def player():
         pictures=rollouts.card_pictures(rollouts.ASSETS, "google"),
         names_a=names().a,
         names_b=names().b,
-        embodiment="sawyer_cards",
+        env=rollouts.CARDS,
         view="primary",
-        image_size=96,
         execute_steps=4,
     )
     return _worker.Player(scene, load=Still)
 
 
 def job(kind, seed):
-    target, laid = cards.draw_cards(seed, names().a, names().a)
+    target, laid = cards.draw_task(seed, names().a, names().a)
     return _worker.Job(kind, "A", "still", seed, target, laid)
 
 
@@ -196,3 +196,29 @@ def test_a_worker_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(plugin.UserError, match="empty"):
         rollouts.evaluate(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_from_outside_the_repository(tmp_path, monkeypatch, player):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "world.py").write_text(
+        "from vla_jax.envs import cards\n"
+        "from vla_jax.envs.cards import draw_task\n"
+        "def make(context, *, gravity=1.0, **arguments):\n"
+        "    env = cards.make(context, **arguments)\n"
+        "    env.gravity = gravity\n"
+        "    return env\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = {**rollouts.CARDS, "type": "my_lab.world", "gravity": 0.5}
+    theirs = _worker.Player(dataclasses.replace(player.scene, env=env), load=Still)
+    assert theirs.env.gravity == 0.5
+    assert theirs.do(job("act", 5))["record"]["steps"] > 0
+    theirs.close()
+
+
+def test_an_unknown_environment_is_refused():
+    arms = dict(x=dict(policy="expert", sets=dict(A=1)))
+    with pytest.raises(plugin.UserError, match="unknown 'crads', did you mean 'cards'"):
+        rollouts.check(parse(arms, env={"type": "crads"}))
+    with pytest.raises(plugin.UserError, match="eval.env: got .*, expected its type"):
+        rollouts.check(parse(arms, env={"image_size": 96}))

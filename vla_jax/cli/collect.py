@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="draws scenes and noise")
     parser.add_argument("--noise", type=float, default=0.5, help="fraction of shaken episodes")
+    parser.add_argument("--env", default="cards", help="a file of envs/, or a dotted module")
     parser.add_argument("--embodiment", default="sawyer_cards", help="a file of embodiments/")
     parser.add_argument("--archive", default="google", help="the artist of the cards")
     parser.add_argument("--image-size", type=int, default=96, help="pixels")
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         episodes=arguments.episodes,
         seed=arguments.seed,
         noise=arguments.noise,
+        env=arguments.env,
         embodiment=arguments.embodiment,
         image_size=arguments.image_size,
         workers=arguments.workers,

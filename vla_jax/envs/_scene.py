@@ -103,9 +103,7 @@ def draw_layout(seed: int) -> Layout:
     return Layout(positions, angles, rng.uniform(hand_low, hand_high))
 
 
-def draw_cards(
-    seed: int, targets, others, target: str | None = None
-) -> tuple[str, tuple[str, ...]]:
+def draw_task(seed: int, targets, others, target: str | None = None) -> tuple[str, tuple[str, ...]]:
     """(target, the four names in slot order) of `seed`: target of `targets`, the rest of `others`.
 
     `target` fixes the target instead of drawing it. Raises UserError when there are too few names.

@@ -22,8 +22,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.envs import _expert, _scene
-from vla_jax.envs._expert import NOISE_SIGMA, STAY, Disturbance  # noqa: F401  (for collect)
-from vla_jax.envs._scene import draw_cards, draw_layout  # noqa: F401  (for evaluations)
+from vla_jax.envs._scene import draw_layout, draw_task  # noqa: F401  (part of the contract)
 
 DEBUG = {"image_size": 32}
 
@@ -56,6 +55,9 @@ def make(
 
 class CardsEnv:
     """One scene and its renderer; use it in the thread that made it (OpenGL is thread-bound)."""
+
+    noise_sigma = _expert.NOISE_SIGMA  # of `disturbance`, action units
+    expert_stay = _expert.STAY  # steps that a demonstration goes on once the expert has reached
 
     def __init__(self, pictures, embodiment, views, image_size):
         """See `make`."""
@@ -172,6 +174,10 @@ class CardsEnv:
     def expert_reached(self) -> bool:
         """Whether the expert is where it wants to be (it stays STAY steps more)."""
         return _expert.reached(self.hand, self.goal)
+
+    def disturbance(self, rng: np.random.Generator) -> _expert.Disturbance:
+        """What shakes a demonstration: its `next()` is added to each executed action's position."""
+        return _expert.Disturbance(rng)
 
     def close(self) -> None:
         """Frees the renderer; other environments of the process keep theirs."""

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from vla_jax import plugin
-from vla_jax.envs import cards
 
 FILM_SIZE = 288  # pixels of the pictures for people; the policy still sees its own size
 FILM_STRIDE = 2  # control ticks per picture
@@ -44,9 +43,8 @@ class Scene:
     pictures: Mapping[str, np.ndarray]
     names_a: tuple[str, ...]
     names_b: tuple[str, ...]
-    embodiment: str
-    view: str
-    image_size: int
+    env: Mapping[str, Any]  # the environment's plug-in: its type and arguments
+    view: str  # where policies point, and what the films show
     execute_steps: int
 
 
@@ -67,7 +65,7 @@ class Player:
 
     def __init__(self, scene: Scene, load: Callable[[str, str], Any] | None = None):
         self.scene = scene
-        self.env = self._environment(scene.image_size)
+        self.env = self._environment()
         self._load = load or load_policy
         self._policies: dict[tuple[str, str], Any] = {}
         self._pointers: dict[tuple[str, str], Any] = {}
@@ -87,13 +85,9 @@ class Player:
             if env is not None:
                 env.close()
 
-    def _environment(self, image_size: int) -> cards.CardsEnv:
-        return cards.make(
-            pictures=self.scene.pictures,
-            embodiment=self.scene.embodiment,
-            views=(self.scene.view,),
-            image_size=image_size,
-        )
+    def _environment(self, **changes) -> Any:
+        given = {"pictures": self.scene.pictures, "views": (self.scene.view,)}
+        return plugin.build("envs", {**self.scene.env, **given, **changes}, None)
 
     def _episode(self, job: Job) -> dict:
         env, actor = self.env, self._actor(job)
@@ -176,7 +170,7 @@ class Player:
 
     def _film(self, job: Job) -> _Film:
         if self._camera is None:
-            self._camera = self._environment(FILM_SIZE)
+            self._camera = self._environment(image_size=FILM_SIZE)
         self._camera.reset(job.seed, job.target, job.cards, render=False)
         return _Film(self._camera, self.scene.view)
 
@@ -258,7 +252,7 @@ class _Chunks:
 class _Film:
     """Pictures for people, of a second environment that is moved with the first one."""
 
-    def __init__(self, env: cards.CardsEnv, view: str):
+    def __init__(self, env, view: str):
         self.env, self._view, self._tick = env, view, 0
         self._taken: list[tuple] = []
 

@@ -1,4 +1,4 @@
-"""Demonstrations of the scripted expert on the card scene, written as RLDS (cards.md §1).
+"""Demonstrations of an environment's scripted expert, written as RLDS (cards.md §1).
 
 Every second episode is shaken (AR(1) noise and shoves until step 70); the labels stay the clean
 expert's. Action and proprio stand at every step, pictures at every `stride`-th. Episode i is a
@@ -18,8 +18,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from vla_jax import plugin
 from vla_jax.data.writers import rlds
-from vla_jax.envs import cards
 from vla_jax.plugin import UserError
 
 SCENES = 1_000_000  # scene seeds per collect seed; smaller seeds belong to evaluation
@@ -40,6 +40,7 @@ class Recipe:
     seed: int
     stride: int
     noise: float
+    env: str
 
 
 def collect(
@@ -53,6 +54,7 @@ def collect(
     workers: int = 2,
     stride: int = 4,
     noise: float = 0.5,
+    env: str = "cards",
     embodiment: str = "sawyer_cards",
     image_size: int = 96,
     progress: bool = True,
@@ -73,7 +75,7 @@ def collect(
     missing = sorted({*names, *(others or ())} - set(pictures))
     if missing:
         raise UserError(f"collect: no pictures of {missing}")
-    recipe = Recipe(tuple(names), tuple(others or names), seed, stride, noise)
+    recipe = Recipe(tuple(names), tuple(others or names), seed, stride, noise, env)
     used = {name: pictures[name] for name in sorted({*recipe.names, *recipe.others})}
     ranges = [(i, range(i, min(i + CHUNK, episodes))) for i in range(0, episodes, CHUNK)]
     start = time.monotonic()
@@ -81,7 +83,7 @@ def collect(
     with rlds.Writer(out) as writer, _bar(progress) as bar:
         task = bar.add_task("demonstrations", total=episodes)
         arguments = [(recipe, str(writer.spool), index // CHUNK, ids) for index, ids in ranges]
-        for counts in _run(arguments, workers, (used, embodiment, image_size)):
+        for counts in _run(arguments, workers, (env, used, embodiment, image_size)):
             totals = {key: totals[key] + counts[key] for key in totals}
             bar.advance(task, counts["episodes"])
         bar.update(task, description="writing RLDS")
@@ -114,9 +116,10 @@ def _run(arguments: list[tuple], workers: int, scene: tuple):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(pictures, embodiment: str, image_size: int) -> None:
+def _start(env: str, pictures, embodiment: str, image_size: int) -> None:
     global _env
-    _env = cards.make(pictures=pictures, embodiment=embodiment, image_size=image_size)
+    arguments = dict(pictures=pictures, embodiment=embodiment, image_size=image_size)
+    _env = plugin.build("envs", dict(type=env, **arguments), None)
 
 
 def _chunk(recipe: Recipe, spool: str, index: int, ids: range) -> dict:
@@ -132,12 +135,13 @@ def _chunk(recipe: Recipe, spool: str, index: int, ids: range) -> dict:
     return {"episodes": len(done), "steps": steps, "frames": frames, "redrawn": redrawn}
 
 
-def _episode(env: cards.CardsEnv, recipe: Recipe, i: int) -> tuple[dict, int]:
+def _episode(env, recipe: Recipe, i: int) -> tuple[dict, int]:
     """Episode i and the number of failed attempts before it; RuntimeError after MAX_ATTEMPTS."""
     noisy = int((i + 1) * recipe.noise) > int(i * recipe.noise)  # 0.5: every second
+    draw = plugin.module("envs", recipe.env).draw_task
     for attempt in range(MAX_ATTEMPTS):
         scene = (recipe.seed + 1) * SCENES + attempt * MAX_EPISODES + i
-        target, names = cards.draw_cards(scene, recipe.names, recipe.others)
+        target, names = draw(scene, recipe.names, recipe.others)
         rollout = _demonstrate(env, scene, target, names, noisy, recipe.stride)
         if rollout is None:
             continue
@@ -147,7 +151,7 @@ def _episode(env: cards.CardsEnv, recipe: Recipe, i: int) -> tuple[dict, int]:
             "action_space": env.action_space.name,
             "seed": scene,
             "noise_seed": scene,
-            "noise": cards.NOISE_SIGMA if noisy else 0.0,
+            "noise": env.noise_sigma if noisy else 0.0,
             "control_hz": env.action_space.control_hz,
             "image_stride": recipe.stride,
             "target": target,
@@ -164,7 +168,7 @@ def _episode(env: cards.CardsEnv, recipe: Recipe, i: int) -> tuple[dict, int]:
 def _demonstrate(env, scene: int, target: str, names, noisy: bool, stride: int) -> dict | None:
     """One rollout of the expert in the writer's form; None when it misses the right card."""
     rng = np.random.Generator(np.random.Philox(key=np.array([scene, 3], np.uint64)))
-    disturbance = cards.Disturbance(rng)
+    disturbance = env.disturbance(rng)
     observation = env.reset(scene, target, names)
     actions, hands = [], []
     images = {view: [] for view in env.views}
@@ -176,7 +180,7 @@ def _demonstrate(env, scene: int, target: str, names, noisy: bool, stride: int) 
             taken = step % stride == 0
             pictures.append(rlds.encode(observation["images"][view]) if taken else None)
         if left is None and env.expert_reached():
-            left = cards.STAY
+            left = env.expert_stay
         if left == 0:
             break
         left = None if left is None else left - 1

@@ -28,7 +28,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import rich.console
@@ -36,7 +36,6 @@ import rich.progress
 
 from vla_jax import plugin
 from vla_jax.data.sources import _emoji
-from vla_jax.envs import cards
 from vla_jax.evals import _worker
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets" / "emoji"
@@ -50,6 +49,7 @@ SETS = {  # the card demo's: letters of the split
     "C": {"targets": "c", "others": "c"},  # met nowhere: the chance control
     "B_among_A": {"targets": "b", "others": "a"},
 }
+CARDS = {"type": "cards", "embodiment": "sawyer_cards", "image_size": 96}  # file of envs/
 VERSIONS = ("vla_jax", "jax", "jaxlib", "flax", "numpy", "mujoco", "metaworld")
 
 
@@ -86,9 +86,8 @@ class EvalConfig:
     root: str | None = None  # the emoji folder; None: vla_jax/assets/emoji
     archive: str = "google"  # the artist of the cards
     web: tuple[str, ...] = ("twemoji", "fluent_flat", "fluent_3d")  # artists to compare them with
-    embodiment: str = "sawyer_cards"
-    view: str = "primary"
-    image_size: int = 96
+    env: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(CARDS))
+    view: str = "primary"  # where policies point, and what the films show
     execute_steps: int = 4
     workers: int = 2
     record: int = 0  # episodes of record_arm on record_set that are run again with pictures
@@ -113,9 +112,8 @@ def evaluate(config: EvalConfig, out: str | os.PathLike, *, progress: bool = Tru
         pictures=pictures,
         names_a=names.a,
         names_b=names.b,
-        embodiment=config.embodiment,
+        env=config.env,
         view=config.view,
-        image_size=config.image_size,
         execute_steps=config.execute_steps,
     )
     with _pool(config.workers, scene) as pool:
@@ -131,7 +129,12 @@ def evaluate(config: EvalConfig, out: str | os.PathLike, *, progress: bool = Tru
 
 
 def check(config: EvalConfig) -> None:
-    """Raises UserError unless sets, arms, seeds and folders fit together."""
+    """Raises UserError unless environment, sets, arms, seeds and folders fit together."""
+    if "type" not in config.env:
+        raise plugin.UserError(
+            f"eval.env: got {config.env}, expected its type: {plugin.names('envs')}"
+        )
+    plugin.module("envs", config.env["type"])
     for name, each in config.sets.items():
         for field in ("targets", "others"):
             letters = getattr(each, field)
@@ -191,6 +194,7 @@ def first_seeds(config: EvalConfig) -> dict[str, int]:
 def plan(config: EvalConfig, names: _emoji.Names) -> list[_worker.Job]:
     """Every job of the evaluation in the config's order; equal seeds are equal scenes."""
     letters, first = dataclasses.asdict(names), first_seeds(config)
+    draw = plugin.module("envs", config.env["type"]).draw_task
     jobs = []
     for arm, arm_config in config.arms.items():
         for name, episodes in arm_config.sets.items():
@@ -198,7 +202,7 @@ def plan(config: EvalConfig, names: _emoji.Names) -> list[_worker.Job]:
             targets = [n for letter in each.targets for n in letters[letter]]
             others = [n for letter in each.others for n in letters[letter]]
             for seed in range(first[name], first[name] + episodes):
-                target, laid = cards.draw_cards(seed, targets, others)
+                target, laid = draw(seed, targets, others)
                 kind = "point" if arm_config.pointing_only else "act"
                 jobs.append(_worker.Job(kind, name, arm, seed, target, laid))
         if arm_config.collages:

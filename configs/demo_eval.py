@@ -12,17 +12,17 @@ from vla_jax.evals import rollouts
 # Arms whose checkpoint folder has their name.
 DEMO = dict(
     cofinetuned=dict(A=100, B=200, C=100, B_among_A=100),
-    scratch=dict(A=100, B=100, C=100),
+    scratch=dict(A=100, B=200, C=100),
 )
 CONTROLS = dict(
     cofinetuned=dict(A=100, B=200, C=100),
     cofinetuned_2=dict(A=100, B=200, C=100),
     cofinetuned_3=dict(A=100, B=200, C=100),
-    web_without_B=dict(A=100, B=100, C=100),
+    web_without_B=dict(A=100, B=200, C=100),
     pretrained_only=dict(A=100, B=100, C=100),
     plain=dict(A=100, B=100, C=100),
     plain4=dict(A=100, B=100, C=100),
-    same_artist=dict(A=100, B=100, C=100),
+    same_artist=dict(A=100, B=200, C=100),
 )
 
 
@@ -45,7 +45,7 @@ def get_config(arg=""):
     }
     if not a.controls:
         arms["blind"] = arms["cofinetuned"] | dict(
-            sets=episodes(dict(B=100)), masked_views=("primary",)
+            sets=episodes(dict(B=200)), masked_views=("primary",)
         )
         arms["expert"] = dict(policy="expert", sets=episodes(dict(A=40)))
         arms["pretrain"] = dict(

@@ -1,0 +1,80 @@
+"""`vla train`, from disk to an action: the debug config on real data, and what a dry run says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vla_jax.cli import main as cli
+from vla_jax.data import images
+from vla_jax.data.sources import rlds
+
+SMALL = (
+    "--config.model.trunk.width=32",
+    "--config.model.trunk.depth=1",
+    "--config.model.trunk.mlp=32",
+    "--config.model.tokenizers.primary.widths=(8,8,16)",
+    "--config.validation.batches=1",
+)
+
+
+@pytest.fixture(scope="module")
+def bridge(fixtures_dir):
+    return str(fixtures_dir / "bridge_dataset" / "1.0.0")
+
+
+def act(folder, data: str, *, step=None) -> np.ndarray:
+    """[C, A]: what a policy of the folder does at the second tick of the first episode."""
+    from vla_jax.policy import policy  # not above: jax comes after tests/conftest.py
+
+    robot = policy.Policy.load(str(folder), step=step)
+    table, read = rlds.recorded(data, standardizer=dict(type="oxe", row="bridge"))
+    for tick in range(2):  # the window
+        image = images.resize(images.decode(read("primary", 0, tick)), (64, 64))
+        robot.observe(
+            0, {"images": {"primary": image}, "proprio": {"ee": table.proprio["ee"][tick]}}
+        )
+    actions, answers = robot.act([""])
+    assert answers["action"]["action"].shape == actions.shape == (1, 4, 7)
+    return actions[0]
+
+
+@pytest.mark.mesh
+def test_debug_config_from_disk_to_an_action(bridge, tmp_path, capsys):
+    out = tmp_path / "run"
+    config = ["--config", f"configs/debug.py:data={bridge},steps=2", "--config.checkpoint.every=1"]
+    assert cli.main(["train", *config, *SMALL, "--workdir", str(out)]) == 0
+    assert "bridge" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2 and all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+    assert any("validation/robot/action" in row for row in rows)
+    assert {"config.json", "batch_robot.png", "visibility_robot.png"} <= {
+        path.name for path in out.iterdir()
+    }
+
+    action = act(out, bridge)
+    assert action.dtype == np.float32 and np.all(np.isfinite(action))
+    np.testing.assert_array_equal(action, act(out, bridge))  # the folder says it all
+    assert not np.array_equal(action, act(out, bridge, step=1))  # a train_step moved it
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(bridge, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--config", f"configs/debug.py:data={bridge},steps=3", "--config.optimizer.lr=0.5"]
+    assert cli.main(["train", "--dry-run", "--workdir", str(out), *words]) == 0
+    printed = capsys.readouterr().out
+    tree, end = json.JSONDecoder().raw_decode(printed)
+    assert (tree["steps"], tree["optimizer"]["lr"]) == (3, 0.5)
+    assert tree["streams"]["robot"]["mixture"]["bridge"]["source"]["path"] == bridge
+    lines = [line.split() for line in printed[end:].splitlines()]
+    (header,) = (line for line in lines if line[:1] == ["member"])
+    (member,) = (line for line in lines if line[:1] == ["bridge"])
+    row = dict(zip(header, member, strict=True))
+    # 25 episodes of 10 steps, a fifth held out, the first step of each without a sample.
+    assert (row["episodes"], row["samples"]) == ("20", "180")
+    paths = [line for line in lines if line and line[0].startswith("params/")]
+    sizes = {line[0]: int(line[-1].replace(",", "")) for line in paths}
+    assert sizes["params/heads_action/mlp/hidden_0/kernel"] == 64 * 64
+    (total,) = (line[-1] for line in lines if line[:1] == ["parameters"])
+    assert int(total.replace(",", "")) == sum(sizes.values())
+    assert not out.exists() and list(tmp_path.iterdir()) == []

@@ -1,0 +1,61 @@
+"""Every file of train/writers/ keeps the contract; the files are found by listing the folder."""
+
+import inspect
+import math
+import pathlib
+import struct
+import time
+
+import numpy as np
+import pytest
+
+from vla_jax import plugin
+
+NAMES = plugin.names("train.writers")
+
+
+def written(folder: pathlib.Path) -> dict[str, bytes]:
+    """What the files below a folder hold, by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
+
+
+def holds(data: bytes, value: float) -> bool:
+    """Whether a number stands in a file, as text or as float32."""
+    return str(value).encode() in data or struct.pack("<f", value) in data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plugin_form(name):
+    module = plugin.module("train.writers", name)
+    assert list(inspect.signature(module.make).parameters) == ["workdir"]
+    assert module.__doc__ and module.make.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_is_there_after_close(name, tmp_path):
+    workdir = tmp_path / "new" / "run"
+    writer = plugin.module("train.writers", name).make(str(workdir))
+    writer.write(3, {"robot/action": np.float32(0.15625), "loss": 0.40625})
+    writer.write(4, {"loss": math.nan, "gradient_norm": math.inf})  # what breaks must be seen
+    writer.close()
+    data = b"".join(written(workdir).values())
+    assert b"robot/action" in data and b"gradient_norm" in data
+    assert holds(data, 0.15625) and holds(data, 0.40625) and not holds(data, 0.65625)
+    assert set(written(tmp_path)) == set(written(workdir))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_run_keeps_what_was_written(name, tmp_path, monkeypatch):
+    module, clock = plugin.module("train.writers", name), time.time
+    for step, value in ((1, 0.15625), (2, 0.40625)):
+        before = written(tmp_path)
+        # A run begins minutes after the one before; TensorBoard's files are named by the second.
+        monkeypatch.setattr(time, "time", lambda step=step: clock() + 60 * step)
+        writer = module.make(str(tmp_path))
+        writer.write(step, {"loss": value})
+        writer.close()
+        after = written(tmp_path)
+        assert all(after[path].startswith(data) for path, data in before.items())
+    data = b"".join(after.values())
+    assert holds(data, 0.15625) and holds(data, 0.40625)

@@ -56,7 +56,7 @@ def test_two_and_two_equal_four(config, tmp_path, monkeypatch):
     assert losses[0] == losses[1] and len(losses[0]) == 4 and np.all(np.isfinite(losses))
 
 
-def test_a_checkpoint_of_another_seed_is_refused(config, tmp_path):
+def test_another_seed_is_another_mixture(config, tmp_path):
     other = dataclasses.replace(config, seed=3)
     mixtures = [assemble.assemble(c).assets().mixtures for c in (config, other)]
     assert mixtures[0]["vl"]["fingerprint"] != mixtures[1]["vl"]["fingerprint"]

@@ -77,10 +77,6 @@ ARMS = (
     _train("pretrained_only", COFINETUNE, "seed={seed},arm=pretrained_only"),
     _train("plain", COFINETUNE, "seed={seed},arm=plain"),
     _train("plain4", COFINETUNE, "seed={seed},arm=plain4"),
-    _train("pretrain_2", PRETRAIN, "seed={seed2}"),
-    _train("cofinetuned_2", COFINETUNE, "seed={seed2},pretrain={out}/pretrain_2"),
-    _train("pretrain_3", PRETRAIN, "seed={seed3}"),
-    _train("cofinetuned_3", COFINETUNE, "seed={seed3},pretrain={out}/pretrain_3"),
     _train("pretrain_web_without_B", PRETRAIN, "seed={seed},arm=web_without_B"),
     _train(
         "web_without_B",
@@ -93,6 +89,10 @@ ARMS = (
         COFINETUNE,
         "seed={seed},arm=same_artist,pretrain={out}/pretrain_same_artist",
     ),
+    _train("pretrain_2", PRETRAIN, "seed={seed2}"),
+    _train("cofinetuned_2", COFINETUNE, "seed={seed2},pretrain={out}/pretrain_2"),
+    _train("pretrain_3", PRETRAIN, "seed={seed3}"),
+    _train("cofinetuned_3", COFINETUNE, "seed={seed3},pretrain={out}/pretrain_3"),
     *_close(controls=True),
 )
 

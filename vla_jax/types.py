@@ -41,6 +41,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vla_jax.plugin import UserError
+
 Array = Any  # numpy.ndarray in workers and clients, jax.Array in the step
 
 VIEWS = ("primary", "secondary", "wrist", "left_wrist", "right_wrist")
@@ -69,7 +71,7 @@ class Observation:
         _same_names("observation.proprio_masks", proprio_masks, proprio, "proprio")
         for view, image in images.items():
             if view not in VIEWS:
-                raise ValueError(f"observation.images: unknown view {view!r}; known views: {VIEWS}")
+                raise UserError(f"observation.images: unknown view {view!r}; known views: {VIEWS}")
             _check(f"observation.images.{view}", image, np.uint8, 5, lead)
             image_masks.setdefault(view, timestep_mask)
         for group, reading in proprio.items():
@@ -98,7 +100,7 @@ class Task:
         """Checks that every entry has its mask; raises ValueError on half-given entries."""
         values, masks = dict(values or {}), dict(masks or {})
         if set(values) != set(masks):
-            raise ValueError(
+            raise UserError(
                 f"task: values {sorted(values)} but masks {sorted(masks)}: give both for each"
             )
         if "language" in values:
@@ -127,7 +129,7 @@ class Batch:
         """Builds a checked Batch from the nested dicts of stacked numpy rows that workers yield."""
         observation, task = Observation.make(**observation), Task.make(**task)
         if set(targets) != set(target_masks):
-            raise ValueError(
+            raise UserError(
                 f"targets {sorted(targets)} but target_masks {sorted(target_masks)}: every target "
                 "has a mask"
             )
@@ -136,7 +138,7 @@ class Batch:
             _check(f"target_masks.{name}", target_masks[name], np.bool_, None, expected)
             if target.dtype.kind == "f" and not np.all(np.isfinite(target[target_masks[name]])):
                 rows = np.unique(np.argwhere(~np.isfinite(target))[:, 0]).tolist()
-                raise ValueError(
+                raise UserError(
                     f"targets.{name}: not finite in batch rows {rows} (row_id "
                     f"{np.asarray(row_id)[rows].tolist()}); mask or repair these steps "
                     "in the dataset"
@@ -302,14 +304,14 @@ SampleFn = Callable[[int, np.random.Generator], dict]
 def _check(where: str, array, dtype, ndim: int | None, lead: tuple[int, ...] | None = None) -> None:
     array_dtype, shape = getattr(array, "dtype", None), getattr(array, "shape", None)
     if array_dtype != dtype:
-        raise ValueError(f"{where}: got dtype {array_dtype}, expected {np.dtype(dtype).name}")
+        raise UserError(f"{where}: got dtype {array_dtype}, expected {np.dtype(dtype).name}")
     if ndim is not None and len(shape) != ndim:
-        raise ValueError(f"{where}: got shape {shape}, expected {ndim} axes")
+        raise UserError(f"{where}: got shape {shape}, expected {ndim} axes")
     if lead is not None and tuple(shape[: len(lead)]) != tuple(lead):
-        raise ValueError(f"{where}: got shape {shape}, expected it to begin with {tuple(lead)}")
+        raise UserError(f"{where}: got shape {shape}, expected it to begin with {tuple(lead)}")
 
 
 def _same_names(where: str, masks: dict, values: dict, of: str) -> None:
     unknown = sorted(set(masks) - set(values))
     if unknown:
-        raise ValueError(f"{where}: masks for {unknown}, but {of} has {sorted(values)}")
+        raise UserError(f"{where}: masks for {unknown}, but {of} has {sorted(values)}")

@@ -36,7 +36,7 @@ class Still:
     def __init__(self, *_):
         self.rng, self.pictures, self.asked, self.masked = np.random.default_rng(0), 0, [], []
 
-    def reset(self, row=None):
+    def reset(self, row=None, *, queries=0):
         pass
 
     def observe(self, row, observation):

@@ -48,16 +48,16 @@ def test_action_spaces_are_a_table_of_unique_names(build, tiny, own):
 
 def test_constants_are_identity_without_and_si_with_statistics(build, tiny):
     bodies = build.embodiments(tiny.config())
-    shift, scale = build.constants(bodies, None)["hand"]
+    shift, scale = build.identity_constants(bodies)["hand"]
     assert shift == ((0.0,) * 3,) and scale == ((1.0,) * 3,)
     numbers = dict(mean=(1.0,) * 3, std=(2.0,) * 3, q01=(0.0,) * 3, q99=(1.0,) * 3)
     statistics = normalizer_lib.Statistics(9, min=(0.0,) * 3, max=(5.0,) * 3, **numbers)
     entry = normalizer_lib.Entry("zscore", statistics, (True,) * 3, unit_scale=(0.01,) * 3)
     table = normalizer_lib.Normalizer({"d": {"proprio/hand": entry}})
-    shift, scale = build.constants(bodies, table)["hand"]
+    shift, scale = build.constants(table)["hand"]
     np.testing.assert_allclose(shift, [[0.01] * 3])
     np.testing.assert_allclose(scale, [[0.02] * 3])
-    assert build.constants(bodies, normalizer_lib.Normalizer({"d": {}})) == {}
+    assert build.constants(normalizer_lib.Normalizer({"d": {}})) == {}
 
 
 def test_objectives_carry_their_weight_and_know_their_head(build, tiny):

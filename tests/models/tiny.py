@@ -106,11 +106,12 @@ def config(**changes) -> config_lib.TrainConfig:
 def network(config: config_lib.TrainConfig, normalizer=None) -> build.Network:
     """Its network; without a normalizer, constants are the identity."""
     bodies = build.embodiments(config)
+    known = build.constants(normalizer) if normalizer else build.identity_constants(bodies)
     return build.network(
         config,
         spaces=build.action_spaces(bodies),
         text_tokenizer=WORDS,
-        proprio_constants=build.constants(bodies, normalizer),
+        proprio_constants=known,
     )
 
 

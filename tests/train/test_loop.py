@@ -10,7 +10,7 @@ import pytest
 from tests.train import toy
 from vla_jax import plugin, trees
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import checkpoint, hooks, start
+from vla_jax.train import checkpoint, hooks, loop, start
 from vla_jax.train.writers import jsonl
 
 ONE = jax.devices()[:1]
@@ -127,7 +127,9 @@ def test_one_stream_loss_falls_with_validation_best_and_hook(tmp_path):
     assert [p.name for p in (tmp_path / "best").iterdir()] == [str(best)]
     assert list((tmp_path / "tensorboard").iterdir())
     assert same(checkpoint.load(str(tmp_path)).variables, jax.device_get(state.variables))
-    assert toy.run(config, tmp_path, devices=ONE).step == 12  # finished: nothing to do
+    held_out = toy.streams(config, seed=1)
+    again = toy.run(config, tmp_path, validation=held_out, devices=ONE)
+    assert again.step == 12  # finished: nothing to do
 
 
 def test_pretrained_parameters_begin_and_the_rest_is_fresh(tmp_path):
@@ -151,7 +153,43 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
     broken = {**toy.OBJECTIVES, "vl": {"point": (toy.Square("vl", "point"), float("nan"))}}
     with pytest.raises(plugin.UserError, match="train_step 1: the loss is nan"):
         toy.run(config, tmp_path, objectives=broken, devices=ONE)
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(log_every=0), "config.log_every: got 0"),
+        (dict(checkpoint=dict(every=0)), "config.checkpoint.every: got 0"),
+        (dict(validation=dict(every=-1)), "config.validation.every: got -1"),
+        (dict(checkpoint=dict(best_metric="validation/robot/action")), "best_metric: unknown"),
+        (dict(writers=("jsonl", "tensorbord")), "did you mean 'tensorboard'"),
+    ],
+)
+def test_settings_that_cannot_work_leave_nothing(tmp_path, changes, message):
+    with pytest.raises(plugin.UserError, match=message):
+        toy.run(toy.config(**changes), tmp_path / "run", devices=ONE, ready=pytest.fail)
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    config = toy.config(steps=1, optimizer=dict(lr=float("inf")))
+    with pytest.raises(plugin.UserError, match="train_step 1: .*parameters' norm (nan|inf)"):
+        toy.run(config, tmp_path, devices=ONE)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_a_resumed_run_must_not_change(tmp_path):
+    config = toy.config(steps=1)
+    assets = checkpoint.Assets(text_tokenizer=b"pieces")
+    toy.run(config, tmp_path, devices=ONE, assets=assets)
+    more = dataclasses.replace(config, steps=2)
+    with pytest.raises(plugin.UserError, match="the pieces of the text tokenizer have changed"):
+        toy.run(more, tmp_path, devices=ONE, assets=checkpoint.Assets(text_tokenizer=b"others"))
+    fewer = {"robot": config.streams["robot"]}
+    with pytest.raises(plugin.UserError, match=r"trained with \['vl'\] too"):
+        meta = checkpoint.read_meta(checkpoint.find(str(tmp_path)))
+        loop._check_order(dataclasses.replace(config, streams=fewer), assets, meta)
 
 
 def test_a_resumed_run_must_see_the_same_data(tmp_path):
@@ -178,4 +216,4 @@ def test_jsonl_of_a_resumed_run(tmp_path):
     lines = [dict(step=1, loss=1.0), dict(step=2, loss=2.0), dict(step=3, loss=9.0)]
     lines += [dict(step=3, loss=3.0, other=None), dict(step=2, loss=5.0), dict(step=3, loss=6.0)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [row["loss"] for row in jsonl.read(tmp_path)] == [1.0, 2.0, 5.0, 6.0]
+    assert [row["loss"] for row in jsonl.read(tmp_path)] == [1.0, 5.0, 6.0]

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Derives the config, trains, replays; prints tables and one JSON line."""
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
     from vla_jax import plugin
+    from vla_jax.cli import train
     from vla_jax.evals import pictures
     from vla_jax.parallel import processes
     from vla_jax.train import assemble, finetune
@@ -89,7 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     if processes.first():
         print(prepared.report)
         print(assembly.tables(), flush=True)
-    assemble.train(assembly, arguments.workdir, ready=ready)
+    state = assemble.train(assembly, arguments.workdir, ready=ready)
+    if int(state.step) < config.steps:
+        return train.PREEMPTED
     if processes.first():
         print(json.dumps({"workdir": arguments.workdir, **replay(config, arguments.workdir)}))
     return 0
@@ -113,6 +116,7 @@ def replay(config: config_lib.TrainConfig, workdir: str) -> dict:
             dataset=source["dataset_key"],
             action_space=next(head["action_space"] for head in heads if organs.acts(head)),
             holdout=source["holdout"],
+            holdout_seed=source.get("holdout_seed", 0),
             train=part == "train",
             episodes=min(limit or REPLAYED, REPLAYED),
         )

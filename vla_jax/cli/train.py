@@ -3,6 +3,8 @@
 vla train --config configs/debug.py:data=../shared/fixtures/bridge_dataset --workdir runs/debug
 vla train --config configs/debug.py --dry-run          the resolved config, the data, the parameters
 vla train --config configs/debug.py --config.steps=20  any setting, by its path
+
+Ctrl-C and SIGTERM save before they stop; the exit code is 75 then: the same command goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import os
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
+
+PREEMPTED = 75  # the exit code of a run that was asked to stop: saved, run me again
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if processes.first():
         print(assembly.tables(), flush=True)
-    assemble.train(assembly, arguments.workdir, ready=ready)
-    return 0
+    state = assemble.train(assembly, arguments.workdir, ready=ready)
+    return PREEMPTED if int(state.step) < config.steps else 0
 
 
 def describe(assembly) -> str:

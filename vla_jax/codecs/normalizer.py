@@ -17,7 +17,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -180,6 +182,10 @@ class Normalizer:
             )
         return cls({k: {f: _entry(e) for f, e in body["entries"][k].items()} for k in body["keys"]})
 
+    def close_to(self, other: Normalizer, rtol: float = 1e-6) -> bool:
+        """Whether keys, fields, modes and dims are the same and all numbers within `rtol`."""
+        return _close(json.loads(self.to_json()), json.loads(other.to_json()), rtol)
+
     @property
     def fingerprint(self) -> str:
         """A hash of the table; two normalizers with one fingerprint give the same numbers."""
@@ -190,6 +196,17 @@ class Normalizer:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+
+def _close(a: Any, b: Any, rtol: float) -> bool:
+    """Whether two JSON trees are equal, floats within `rtol` of the larger one."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(_close(a[k], b[k], rtol) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_close(x, y, rtol) for x, y in zip(a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=rtol, abs_tol=1e-12)
+    return type(a) is type(b) and a == b
 
 
 def _entry(body: Mapping) -> Entry:

@@ -11,6 +11,7 @@ Grain imports jax in its worker processes where jax is installed; our own code d
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Mapping, Sequence
 
@@ -146,9 +147,16 @@ def _iterate(batches: Batches, workers: int, threads: int, prefetch: int):
             num_workers=workers, per_worker_buffer_size=prefetch
         )
         dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
-        return _Copies(iter(dataset.mp_prefetch(processes)))
+        return _Copies(iter(dataset.mp_prefetch(processes, worker_init_fn=_leave_signals)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def _leave_signals(worker: int, workers: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group: the parent decides, and ends us."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _parse_absl_flags() -> None:

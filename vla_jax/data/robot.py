@@ -235,8 +235,7 @@ class RobotRows:
                     frames[slot] = images.resize(self._decode(data, view, row), size)
                     mask[slot] = True
         if self.augment.color and mask.any():
-            frames = augment_lib.jitter(self.augment, key, view, frames)
-            frames[~mask] = 0
+            frames[mask] = augment_lib.jitter(self.augment, key, view, frames[mask])
         return frames, mask & real
 
     def _proprio_rows(self, group: str, rows: np.ndarray, real: np.ndarray, key: bytes):

@@ -56,7 +56,7 @@ def color(arm: str, arms: Sequence[str] = ()) -> str:
 
 
 def success(sets: Mapping[str, Mapping[str, Mapping]], verdicts: Sequence) -> str:
-    """First touch (bar) and success (line inside it) of every arm on every set, with intervals."""
+    """First touch (bar) and success (bar inside it) of every arm on every set, with intervals."""
     rows = [(None, name) for name in sets]
     rows = [row for name in sets for row in ((name, None), *((name, arm) for arm in sets[name]))]
     arms = list(dict.fromkeys(arm for of_set in sets.values() for arm in of_set))
@@ -75,7 +75,10 @@ def success(sets: Mapping[str, Mapping[str, Mapping]], verdicts: Sequence) -> st
             axes.plot([low, high], [y, y], color=INK, lw=1.1, solid_capstyle="butt")
             axes.plot([low, low, high, high], [y] * 4, "|", color=INK, ms=6, mew=1.1)
             axes.text(-1.2, y, arm, ha="right", va="center", color=MUTED)
-            told = f"{touch:.0f}%  [{low:.0f}, {high:.0f}]   success {reach:.0f}%   n = {n}"
+            told = f"{touch:.0f}%  [{low:.0f}, {high:.0f}]   success {reach:.0f}%"
+            low, high = (100 * v for v in intervals.wilson(counts["successes"], n))
+            axes.plot([low, high], [y + 0.2] * 2, color=tone, lw=1.4, solid_capstyle="butt")
+            told += f"  [{low:.0f}, {high:.0f}]   n = {n}"
             axes.text(103.5, y, told, va="center", color=MUTED, size=8)
             _goal_lines(axes, y, name, arm, verdicts)
         axes.axvline(CHANCE, color=MUTED, lw=0.8, ls=(0, (1, 3)), zorder=0)

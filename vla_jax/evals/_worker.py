@@ -135,6 +135,7 @@ class Player:
             return _Random(self.env, job.seed)
         policy = self._once(self._policies, self._load, arm)
         instruction = arm.template.format(name=job.target)
+        policy.reset(queries=job.seed << 8)  # draws of the episode's own, whoever plays it
         return _Chunks(
             self.env, policy, instruction, self.scene.execute_steps, tuple(arm.masked_views)
         )
@@ -222,7 +223,6 @@ class _Chunks:
     def __init__(self, env, policy, instruction, execute_steps, masked_views):
         from vla_jax.policy import chunks  # late, as in load_policy
 
-        policy.reset()
         self._env, self._instruction = env, instruction
         self._executor = chunks.ChunkExecutor(policy, execute_steps, masked_views)
 

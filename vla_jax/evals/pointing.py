@@ -37,7 +37,7 @@ class Pointer:
             config,
             spaces=loaded.action_spaces,
             text_tokenizer=self._tokenizer,
-            proprio_constants=build.constants(build.embodiments(config), normalizer),
+            proprio_constants=build.constants(normalizer),
         )
         self._variables = jax.device_put(loaded.variables, jax.devices()[0])
         self._sample = jax.jit(self._answers)

@@ -17,6 +17,8 @@ from vla_jax.models import vla
 from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
 
+PROPRIO = "proprio/"  # before a group's name in the normalizer's fields
+
 
 def embodiments(config: config_lib.TrainConfig) -> tuple[types.Embodiment, ...]:
     """The robot bodies the config names, in order; a path to a ``.py`` file is a user's own."""
@@ -40,21 +42,22 @@ def action_spaces(bodies: tuple[types.Embodiment, ...]) -> tuple[types.ActionSpa
     return spaces
 
 
-def constants(
-    bodies: tuple[types.Embodiment, ...], normalizer: normalizer_lib.Normalizer | None
-) -> Mapping[str, tuple]:
-    """Proprio group → (shift, scale) per dataset key, for heads that compute in SI units.
-
-    Without a normalizer (shapes only: `--dry-run`, `vla smoke`) the constants are the identity.
-    """
-    sizes = {group.name: group.size for body in bodies for group in body.proprio}
-    if normalizer is None:
-        return {name: (((0.0,) * size,), ((1.0,) * size,)) for name, size in sizes.items()}
+def constants(normalizer: normalizer_lib.Normalizer) -> Mapping[str, tuple]:
+    """Proprio group → (shift, scale) per dataset key, for heads that compute in SI units."""
     fields = {field for entries in normalizer.entries.values() for field in entries}
     return {
-        name: normalizer.constants(f"proprio/{name}")
-        for name in sizes
-        if f"proprio/{name}" in fields
+        field.removeprefix(PROPRIO): normalizer.constants(field)
+        for field in sorted(fields)
+        if field.startswith(PROPRIO)
+    }
+
+
+def identity_constants(bodies: tuple[types.Embodiment, ...]) -> Mapping[str, tuple]:
+    """What stands for `constants` where only shapes count: `--dry-run`, `vla smoke`."""
+    return {
+        group.name: (((0.0,) * group.size,), ((1.0,) * group.size,))
+        for body in bodies
+        for group in body.proprio
     }
 
 
@@ -90,10 +93,25 @@ class Network:
         """UserError when an objective and what its stream's tokens can see do not go together."""
         bound = self.module.bind({})
         for stream, named in objectives.items():
+            self._check_chunks(bound, stream)
             groups, reads = bound.layout(stream).groups, bound.conditioning(stream)
             reaches = functools.partial(_reaches, groups, self.module.model.rules, reads)
             for objective, _ in named.values():
                 objective.check(reaches)
+
+    def _check_chunks(self, bound: vla.VLA, stream: str) -> None:
+        """UserError when a head's chunk is longer than those of the stream's batches."""
+        settings = self.module.streams[stream]
+        for name in settings.heads:
+            head = bound.heads[name]
+            settled = {field.name for field in dataclasses.fields(head)}  # others run its setup
+            shape = head.shape if "shape" in settled else ()
+            if len(shape) == 2 and shape[0] > settings.action_horizon:
+                raise plugin.UserError(
+                    f"streams.{stream}.action_horizon: {settings.action_horizon}, but its head "
+                    f"{name!r} answers with chunks of {shape[0]}; give "
+                    f"heads.{name}.action_horizon, or streams that share a head the same horizon"
+                )
 
 
 def _reaches(groups, rules, reads, source: str, target: str) -> bool:
@@ -111,6 +129,11 @@ def network(
 
     `spaces`: the table of action spaces; `proprio_constants`: see `constants`.
     """
+    if "dropout" in config.model.trunk and config.model.trunk["dropout"]:
+        raise plugin.UserError(
+            "config.model.trunk.dropout: the model hands the trunk no random key yet, so that it "
+            "would do nothing; leave it out"
+        )
     context = make_context(config, spaces, text_tokenizer, proprio_constants)
     return Network(vla.VLA(model=config.model, streams=config.streams, context=context))
 

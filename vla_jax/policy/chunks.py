@@ -27,10 +27,7 @@ class ChunkExecutor:
         self, policy: policy_lib.Policy, execute_steps: int, masked_views: Sequence[str] = ()
     ):
         horizon = policy.stream.action_horizon
-        if not 1 <= execute_steps <= horizon:
-            raise plugin.UserError(
-                f"execute_steps: got {execute_steps}, expected 1 to {horizon} (the action horizon)."
-            )
+        _check_steps(execute_steps, horizon)
         self.policy, self.execute_steps, self.masked_views = policy, execute_steps, masked_views
         self._tick = 0
         self.chunks = np.zeros((0, 0, 0))  # the chunks being executed, [rows, C, A]
@@ -61,6 +58,14 @@ class ChunkExecutor:
             self.chunks, self.answers = self.policy.act(
                 instructions, masked_views=self.masked_views
             )
+            _check_steps(self.execute_steps, self.chunks.shape[1])  # a head's may be shorter
         actions = self.chunks[:, self._tick % self.execute_steps]
         self._tick += 1
         return actions
+
+
+def _check_steps(execute_steps: int, horizon: int) -> None:
+    if not 1 <= execute_steps <= horizon:
+        raise plugin.UserError(
+            f"execute_steps: got {execute_steps}, expected 1 to {horizon} (the action horizon)."
+        )

@@ -23,7 +23,7 @@ from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import build
 from vla_jax.train import checkpoint, keys
 
-PROPRIO = "proprio/"
+PROPRIO = build.PROPRIO
 
 
 class Policy:
@@ -67,20 +67,15 @@ class Policy:
             for key, name in zip(self.datasets, asked, strict=True)
         )
         self.proprio_sizes = _proprio_sizes(config, self.stream, self.normalizer)
-        fields = {f for entry in self.normalizer.entries.values() for f in entry}
         self.model = build.network(
             config,
             spaces=self.spaces,
             text_tokenizer=self.text_tokenizer,
-            proprio_constants={
-                field.removeprefix(PROPRIO): self.normalizer.constants(field)
-                for field in sorted(fields)
-                if field.startswith(PROPRIO)
-            },
+            proprio_constants=build.constants(self.normalizer),
         )
         self._variables = jax.device_put(loaded.variables, jax.devices()[0])
         self._sample = jax.jit(functools.partial(self._apply, stream=stream))
-        self._seed, self._queries = config.seed, 0
+        self._seed = config.seed
         self.reset()
 
     @classmethod
@@ -104,9 +99,14 @@ class Policy:
         }
         return self.model.sample(variables, batch, stream, row_keys)
 
-    def reset(self, row: int | None = None) -> None:
-        """Forgets the history of one row, or of all."""
+    def reset(self, row: int | None = None, *, queries: int = 0) -> None:
+        """Forgets the history of one row; or of all, and begins the random draws at `queries`.
+
+        Sampling heads draw by the number of queries since: equal episodes after equal resets are
+        equal, and another `queries` gives an episode draws of its own.
+        """
         if row is None:
+            self._queries = queries
             self._history: list[list[dict]] = [[] for _ in range(self.rows)]
         else:
             self._history[row] = []
@@ -128,7 +128,8 @@ class Policy:
         """(actions [rows, C, A] in the datasets' units, the answers {head: {name: [rows, …]}}).
 
         Every row must have been observed; `masked_views` hides cameras (the blind control). With
-        rows of several action spaces A is the largest, and zeros fill the others.
+        rows of several action spaces A is the largest, and zeros fill the others; C is the shortest
+        chunk.
         """
         batch = self.batch(instructions, masked_views=masked_views)
         self._queries += self.rows
@@ -243,8 +244,8 @@ class Policy:
             head = self._head_of(space, answers)
             chunk = np.asarray(answers[head]["action"][row], np.float32)[:, : space.size]  # [C, A]
             chunks.append(self.normalizer.inverse(key, "action", chunk))
-        shape = [max(chunk.shape[axis] for chunk in chunks) for axis in range(2)]
-        return np.stack([np.pad(c, [(0, n - m) for n, m in zip(shape, c.shape)]) for c in chunks])
+        horizon, size = min(len(c) for c in chunks), max(c.shape[1] for c in chunks)
+        return np.stack([np.pad(c[:horizon], ((0, 0), (0, size - c.shape[1]))) for c in chunks])
 
     def _head_of(self, space: types.ActionSpace, answers: Mapping[str, Mapping]) -> str:
         """The head that answers for an action space: its own, else the one for all of them."""

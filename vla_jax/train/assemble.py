@@ -6,9 +6,8 @@ import dataclasses
 import fnmatch
 import functools
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
-
-from absl import logging
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, types
@@ -16,6 +15,7 @@ from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.data import engine, mixture, statistics
 from vla_jax.models import build, pretrained, synthetic
+from vla_jax.parallel import processes
 from vla_jax.train import checkpoint, hooks, loop
 from vla_jax.train import state as states
 
@@ -87,7 +87,7 @@ def assemble(config: config_lib.TrainConfig) -> Assembly:
         config,
         spaces=spaces,
         text_tokenizer=tokenizer,
-        proprio_constants=build.constants(bodies, normalizer),
+        proprio_constants=build.constants(normalizer),
     )
     context = build.make_context(config, spaces, tokenizer, {})
     objectives = build.objectives(config, context)
@@ -168,7 +168,8 @@ def _values(assembly: Assembly, shapes: Mapping) -> Mapping:
     loaded, report = pretrained.load(
         shapes, assembly.start.variables, fresh=settings.fresh, rename=settings.rename
     )
-    logging.info("from %s: %s", settings.checkpoint, report)
+    if processes.first():
+        print(f"from {settings.checkpoint}\n{report}", file=sys.stderr, flush=True)
     return loaded
 
 
@@ -200,16 +201,20 @@ def _normalizer(config, start, mixtures) -> normalizer_lib.Normalizer:
                 "checkpoint that "
                 "has statistics; use 'recompute'."
             )
-        return normalizer_lib.Normalizer.from_json(start.normalizer)
+        stored = normalizer_lib.Normalizer.from_json(start.normalizer)
+        keys = [s.dataset_key for mix in mixtures for s in mix.sources.values() if _measured(s)]
+        # Only this run's robots: readings are padded to the largest in the table.
+        return stored.table(dict.fromkeys(keys)) if keys else stored
     sources = [source for mix in mixtures for source in mix.sources.values()]
     fields = {
-        field
-        for source in sources
-        if hasattr(source, "statistics_columns")
-        for field in source.statistics_columns()
+        field for source in sources if _measured(source) for field in source.statistics_columns()
     }
     modes = {field: _mode(config.normalizer.modes, field) for field in sorted(fields)}
     return statistics.compute(sources, mode=modes, clip=config.normalizer.clip)
+
+
+def _measured(source) -> bool:
+    return hasattr(source, "statistics_columns")
 
 
 def _mode(rows: Sequence[tuple[str, str]], field: str) -> str:

@@ -12,8 +12,10 @@ asynchronous; a save that was interrupted has another name and is never read.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees, types
+from vla_jax.codecs.normalizer import Normalizer
 from vla_jax.train import provenance
 from vla_jax.train import state as states
 
@@ -90,6 +93,8 @@ class Checkpoints:
         root = pathlib.Path(workdir).absolute()
         self._config, self._assets, self._provenance = config, assets, provenance.collect()
         keep = config.checkpoint
+        folders = (root / BEST, root / RESUME, root)
+        self._made = [folder for folder in folders if not folder.exists()]
         self._resume = _manager(root / RESUME, max_to_keep=keep.keep)
         self._best = None
         if keep.best_metric:
@@ -120,7 +125,7 @@ class Checkpoints:
     ) -> None:
         """Saves the parameters if `config.checkpoint.best_metric` is among the best so far.
 
-        UserError when `metrics` do not hold it.
+        UserError when `metrics` do not hold it, or it is not finite.
         """
         if self._best is None:
             return
@@ -128,6 +133,11 @@ class Checkpoints:
         if name not in metrics:
             raise plugin.UserError(plugin.unknown("config.checkpoint.best_metric", name, metrics))
         value = {"value": float(metrics[name])}
+        if not math.isfinite(value["value"]):
+            raise plugin.UserError(f"train_step {step}: the best metric {name} is {metrics[name]}")
+        # Left by a run that went further, broke off and began again: Orbax would refuse this step.
+        for stale in [s for s in self._best.all_steps() if s >= step]:
+            self._best.delete(stale)
         self._save(self._best, step, state, n, {"params": state.variables}, value)
 
     def _save(self, manager, step, state, n, arrays, metrics=None):
@@ -173,9 +183,30 @@ class Checkpoints:
             manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for saves and frees their threads."""
+        """Waits for saves and frees their threads; a run that saved nothing leaves no folder."""
         for manager in filter(None, (self._resume, self._best)):
             manager.close()
+        if jax.process_index() == 0:
+            for folder in self._made:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
+
+
+def compare(ours: Assets, theirs: Assets) -> dict[str, bool]:
+    """{asset: whether both agree}; statistics to 1e-6, since another CPU may sum otherwise."""
+    normalizers = [
+        Normalizer.from_json(assets.normalizer) if assets.normalizer else None
+        for assets in (ours, theirs)
+    ]
+    if None in normalizers:
+        same = normalizers[0] is normalizers[1]
+    else:
+        same = normalizers[0].close_to(normalizers[1])
+    return {
+        "statistics or modes of the normalizer": same,
+        "pieces of the text tokenizer": ours.text_tokenizer == theirs.text_tokenizer,
+        "action spaces of the embodiments": ours.action_spaces == theirs.action_spaces,
+    }
 
 
 def load(folder: str, step: int | None = None, averaged: bool = True) -> Loaded:
@@ -222,7 +253,13 @@ def read_meta(folder: pathlib.Path) -> Meta:
     path = pathlib.Path(folder) / "meta" / "metadata"
     if not path.is_file():
         raise plugin.UserError(f"checkpoint {folder}: {path} is missing; the folder is damaged")
-    raw = json.loads(path.read_text())
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise plugin.UserError(
+            f"checkpoint {folder}: {path} is no JSON ({error}); the folder is damaged, use another "
+            "step of this run"
+        ) from error
     version = raw["format_version"] if "format_version" in raw else None
     if version != FORMAT_VERSION:
         raise plugin.UserError(

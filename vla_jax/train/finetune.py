@@ -201,7 +201,7 @@ def _shapes(config: config_lib.TrainConfig, loaded: checkpoint.Loaded) -> Mappin
         config,
         spaces=build.action_spaces(bodies),
         text_tokenizer=tokenizer,
-        proprio_constants=build.constants(bodies, None),
+        proprio_constants=build.identity_constants(bodies),
     )
     examples = synthetic.batches(config, tokenizer.vocabulary_size if tokenizer else 0)
     return jax.eval_shape(lambda: dict(network.init(jax.random.key(0), examples)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -53,6 +54,8 @@ class StopSignal:
         if self._wished.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._wished.set()
+        if jax.process_count() > 1:  # jax hears of SIGTERM only, and tells the other hosts
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def wished(self, step: int) -> bool:
         """Whether to save and stop after train_step `step`; the same answer on every host."""

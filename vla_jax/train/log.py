@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -16,8 +16,6 @@ import rich.progress
 from vla_jax import plugin
 from vla_jax.parallel import arrays
 
-WRITERS = ("jsonl", "tensorboard")
-
 
 class Log:
     """Means of the metrics since the last line, exact over masks: Σ sum / Σ count.
@@ -26,11 +24,8 @@ class Log:
     """
 
     def __init__(self, workdir: str, writers: Sequence[str], *, start: int, steps: int, every: int):
-        for name in writers:
-            if name not in WRITERS:
-                raise plugin.UserError(plugin.unknown("config.writers", name, WRITERS))
         self._steps, self._every, self._first = steps, every, jax.process_index() == 0
-        modules = [importlib.import_module(f"vla_jax.train.writers.{name}") for name in writers]
+        modules = writer_modules(writers)
         self._writers = [module.make(workdir) for module in modules] if self._first else []
         self._sums: dict[str, np.ndarray] = {}
         self._since, self._wait, self._counted = time.perf_counter(), 0.0, 0
@@ -62,10 +57,13 @@ class Log:
             self._sums[name] = self._sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         loss = float(arrays.fetch(metrics["loss"])[0])
         self._counted += 1
-        if not np.isfinite(loss):
+        # The loss is from before the update, the norm from after it: both before a save.
+        norm = float(arrays.fetch(metrics["parameter_norm"])[0])
+        if not np.isfinite(loss + norm):
             raise plugin.UserError(
-                f"train_step {done}: the loss is {loss}; lower config.optimizer.lr, lengthen its "
-                "warmup, or look for broken rows. The last checkpoint is as it was"
+                f"train_step {done}: the loss is {loss}, the parameters' norm {norm}; "
+                "lower config.optimizer.lr, lengthen its warmup, or look for broken rows. The last "
+                "checkpoint is as it was"
             )
         if self._bar:
             self._bar.move(done, loss)
@@ -98,6 +96,11 @@ class Log:
             writer.close()
         if self._bar:
             self._bar.close()
+
+
+def writer_modules(names: Sequence[str]) -> list[ModuleType]:
+    """The files of writers/ (or dotted modules) of these names; UserError for an unknown one."""
+    return [plugin.module("train.writers", name) for name in names]
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -65,12 +65,26 @@ def run(
     first train_step. Raises UserError for what a user can cause; a resume point in `workdir` must
     fit the config.
     """
+    measured = [f"validation/{s}/{name}" for s in validation or {} for name in objectives[s]]
+    start.check_intervals(config, measured if config.validation.every else [])
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------- mesh, shapes, shardings
         mesh = meshes.make(dataclasses.asdict(config.mesh), devices)
         stack.enter_context(meshes.use(mesh))
         plan = start.plan(config, model, examples, mesh)
         logging.info("mesh %s\n%s", dict(mesh.shape), plan.report())
+
+        # ------------------------------------------------------------------ compiled train_steps
+        everywhere = arrays.replicated(mesh)
+        train_step = jax.jit(
+            steps.make_train_step(model.apply, objectives, plan.optimizer, config),
+            out_shardings=(plan.shardings, everywhere),
+            donate_argnums=0,
+        )
+        eval_step = jax.jit(
+            steps.make_eval_step(model.apply, objectives, config), out_shardings=everywhere
+        )
+        logs.writer_modules(config.writers)  # all that a user can cause is raised before `ready`
 
         # ----------------------------------------------------------- state: resumed, or made anew
         saver = checkpoints.Checkpoints(workdir, config, assets)
@@ -84,17 +98,6 @@ def run(
             state = start.fresh(plan, pretrained)
         begin = int(state.step)
         ready()
-
-        # ------------------------------------------------------------------ compiled train_steps
-        everywhere = arrays.replicated(mesh)
-        train_step = jax.jit(
-            steps.make_train_step(model.apply, objectives, plan.optimizer, config),
-            out_shardings=(plan.shardings, everywhere),
-            donate_argnums=0,
-        )
-        eval_step = jax.jit(
-            steps.make_eval_step(model.apply, objectives, config), out_shardings=everywhere
-        )
 
         # -------------------------------------------------------------------------------- data
         rows = {
@@ -168,12 +171,26 @@ def _validate(config, eval_step, state, validation, rows, mesh) -> dict[str, flo
 def _check_order(
     config: config_lib.TrainConfig, assets: checkpoints.Assets, meta: checkpoints.Meta
 ) -> None:
-    """UserError when the order of samples cannot go on as it began: other data, another seed."""
+    """UserError when a run cannot go on as it began: other data, seed, streams, statistics."""
     if config.seed != meta.config.seed:
         raise plugin.UserError(
             f"config.seed: got {config.seed}, the checkpoint of train_step {meta.step} was trained "
             f"with {meta.config.seed}; use that seed, or another --workdir with config.init_from"
         )
+    lost = sorted(set(meta.n) - set(config.streams))
+    if lost:
+        raise plugin.UserError(
+            f"config.streams: the checkpoint of train_step {meta.step} was trained with {lost} "
+            f"too, this config has {sorted(config.streams)}; to train on with other streams, use "
+            "another --workdir with config.init_from"
+        )
+    for what, same in checkpoints.compare(assets, meta.assets).items():
+        if not same:
+            raise plugin.UserError(
+                f"the {what} have changed since train_step {meta.step}: the same numbers would "
+                "mean something else in the rest of the run. Restore them, or begin anew with "
+                "another --workdir and config.init_from"
+            )
     for name, mixture in assets.mixtures.items():
         before = meta.assets.mixtures[name] if name in meta.assets.mixtures else mixture
         if before["fingerprint"] != mixture["fingerprint"]:

@@ -186,7 +186,7 @@ def parts(
         config,
         spaces=spaces,
         text_tokenizer=tokenizer,
-        proprio_constants=build.constants(bodies, None),
+        proprio_constants=build.identity_constants(bodies),
     )
     objectives = build.objectives(config, build.make_context(config, spaces, tokenizer, {}))
     network.check(objectives)

@@ -7,7 +7,7 @@ holds the whole of it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -121,6 +121,26 @@ def _cheap_to_compile(plan: Plan) -> dict[str, Any] | None:
     if device.platform != "cpu" or trees.count(plan.variables) > 2**24:
         return None
     return {"xla_backend_optimization_level": 0}
+
+
+def check_intervals(config: config_lib.TrainConfig, measured: Collection[str]) -> None:
+    """UserError for an interval below 1, and for a best metric that no validation measures.
+
+    `measured`: the metrics of a validation.
+    """
+    intervals = {
+        "log_every": config.log_every,
+        "checkpoint.every": config.checkpoint.every,
+        "validation.every": config.validation.every,
+    }
+    for name, every in intervals.items():
+        if every is not None and every < 1:
+            raise plugin.UserError(f"config.{name}: got {every}, expected 1 train_step or more")
+    metric = config.checkpoint.best_metric
+    if metric is None:
+        return
+    if metric not in measured and not any(metric.startswith(f"{name}/") for name in measured):
+        raise plugin.UserError(plugin.unknown("config.checkpoint.best_metric", metric, measured))
 
 
 def check_batches(config: config_lib.TrainConfig, mesh: Mesh) -> None:

@@ -1,3 +1,4 @@
+import gzip
 import struct
 
 import numpy as np
@@ -31,9 +32,18 @@ def test_crc_of_a_known_record(tmp_path):
 
 
 def test_gzip_is_said(tmp_path):
-    (tmp_path / "shard").write_bytes(b"\x1f\x8b\x08\0")
+    (tmp_path / "shard").write_bytes(gzip.compress(b"a record"))
     with pytest.raises(plugin.UserError, match="GZIP"):
         list(_tfrecord.scan(tmp_path / "shard"))
+
+
+def test_a_length_that_looks_like_gzip_is_read(tmp_path):
+    data = bytes(0x8B1F)  # its length is written as 1f 8b 00 …
+    header = struct.pack("<Q", len(data))
+    parts = [header, struct.pack("<I", _tfrecord.masked_crc(header)), data]
+    parts.append(struct.pack("<I", _tfrecord.masked_crc(data)))
+    (tmp_path / "shard").write_bytes(b"".join(parts))
+    assert list(_tfrecord.scan(tmp_path / "shard")) == [(12, data)]
 
 
 def test_wire_format(rlds):

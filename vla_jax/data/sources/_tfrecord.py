@@ -30,18 +30,17 @@ def scan(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         record, at = 0, 0
-        if file.read(2) == b"\x1f\x8b":
-            raise plugin.UserError(
-                f"{path}: is GZIP-compressed, expected a plain TFRecord file; decompress it "
-                "(random access needs byte offsets)"
-            )
-        file.seek(0)
         while at < size:
             header = file.read(HEADER)
             if len(header) < HEADER:
                 raise _corrupt(path, record, at, f"{len(header)} bytes of a header", f"{HEADER}")
             length, crc = struct.unpack("<QI", header)
             if masked_crc(header[:8]) != crc:
+                if at == 0 and header[:2] == b"\x1f\x8b":
+                    raise plugin.UserError(
+                        f"{path}: is GZIP-compressed, expected a plain TFRecord file; decompress "
+                        "it (random access needs byte offsets)"
+                    )
                 raise _corrupt(
                     path, record, at, f"a length ({length}) with another CRC32C", hex(crc)
                 )

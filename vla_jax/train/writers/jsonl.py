@@ -37,7 +37,11 @@ def read(workdir: str) -> list[dict]:
     rows, lines = [], (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     for line in lines:
         row = json.loads(line)
-        while rows and rows[-1]["step"] > row["step"]:
-            rows.pop()  # train_steps that a crash lost and the resumed run did again
-        rows.append(row)
+        same_step = []
+        while rows and rows[-1]["step"] >= row["step"]:
+            # Train_steps that a crash lost and the resumed run did again.
+            last = rows.pop()
+            if last["step"] == row["step"] and set(last) & set(row) == {"step"}:
+                same_step.insert(0, last)  # a step has a line for training, one for validation, …
+        rows += [*same_step, row]
     return rows

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import pytest
 
+from tests.policy import recorded
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
 from vla_jax.evals import rollouts
@@ -36,21 +37,43 @@ def test_the_docstring_is_the_command_line(name):
     assert "\nvla " in text and f"configs/{name}.py" in text
 
 
+def traced(config: config_lib.TrainConfig, tokenizer) -> set[str]:
+    """The names of a train_step's metrics; init and train_step are traced, nothing is computed."""
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+    network, objectives = smoke.parts(config, tokenizer)
+    mesh, size = meshes.make(devices=jax.devices()[:1]), tokenizer.vocabulary_size
+    with meshes.use(mesh):
+        plan = start.plan(config, network, synthetic.examples(config, size), mesh)
+        train_step = step.make_train_step(network.apply, objectives, plan.optimizer, config)
+        batches = synthetic.abstract(config, size)
+        state, metrics = jax.eval_shape(train_step, plan.abstract, batches)
+    assert trees.diff(plan.abstract, state) == ""
+    assert {f"{s}/{name}" for s, named in objectives.items() for name in named} <= set(metrics)
+    return set(metrics)
+
+
 @pytest.mark.parametrize(
     "name", [n for n in with_get_config() if n not in ("finetune", "demo_eval")]
 )
 def test_builds_and_traces_at_full_size(name):
-    config = config_lib.load(str(CONFIGS / f"{name}.py"))
-    assert config_lib.from_json(config_lib.to_json(config)) == config
-    network, objectives = smoke.parts(config, StandIn())
-    mesh = meshes.make(devices=jax.devices()[:1])
-    with meshes.use(mesh):
-        plan = start.plan(config, network, synthetic.examples(config, VOCABULARY), mesh)
-        train_step = step.make_train_step(network.apply, objectives, plan.optimizer, config)
-        batches = synthetic.abstract(config, VOCABULARY)
-        state, metrics = jax.eval_shape(train_step, plan.abstract, batches)
-    assert trees.diff(plan.abstract, state) == ""
-    assert {f"{s}/{name}" for s, named in objectives.items() for name in named} <= set(metrics)
+    traced(config_lib.load(str(CONFIGS / f"{name}.py")), StandIn())
+
+
+@pytest.mark.parametrize("arm, lacking", [("plain", "robot/waypoint"), ("scratch", "vl/pointing")])
+def test_arms_of_another_shape_trace_at_full_size(arm, lacking):
+    metrics = traced(config_lib.load(f"{CONFIGS / 'demo_cofinetune.py'}:arm={arm}"), StandIn())
+    assert "robot/action" in metrics and lacking not in metrics
+
+
+def test_finetune_builds_and_traces(tmp_path):
+    run = recorded.run(tmp_path)
+    (tmp_path / "my_arm.py").write_text(recorded.ROBOT)
+    given = f"checkpoint={run.workdir},data={run.data},embodiment={tmp_path / 'my_arm.py'}"
+    asked = "stats=recompute,action_head=flow,action_horizon=2,window=1,batch_size=16"
+    config = config_lib.load(f"{CONFIGS / 'finetune.py'}:{given},{asked}")
+    stream = config.streams["robot"]
+    assert (stream.batch_size, stream.window, stream.heads) == (16, 1, ("action_xyz_gripper",))
+    assert "robot/action" in traced(config, run.assembly.text_tokenizer)
 
 
 def test_the_evaluation_parses():

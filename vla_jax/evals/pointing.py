@@ -23,7 +23,7 @@ class Pointer:
     """The pointing answer of one stream of a checkpoint, for a picture and a text."""
 
     def __init__(self, folder: str, stream: str = "vl"):
-        """Loads a run's folder; UserError for an unknown stream or one that does not point."""
+        """Loads a run's folder; UserError for an unknown stream (not pointing: when asked)."""
         loaded = checkpoint.load(folder)
         config = loaded.config
         if stream not in config.streams:
@@ -67,7 +67,8 @@ class Pointer:
             names=names,
             train=False,
         )
-        source = plugin.build("data.sources", spec, context)
+        wanted = {"targets": ("region_point", "region_name")}  # whichever the training uses
+        source = plugin.build("data.sources", {**spec, **wanted}, context)
         for i in range(count):
             rng = np.random.Generator(np.random.Philox(key=np.array([seed, i], np.uint64)))
             row = source.sample(i, rng)

@@ -5,7 +5,8 @@
 
 Each process gets VLA_COORDINATOR, VLA_PROCESSES and VLA_PROCESS (read by parallel/processes.py) and
 `--devices` fake CPU devices. Output is forwarded with the process's number in front. When one
-process fails, the others are ended and its exit code is passed on.
+process fails, the others are ended and its exit code is passed on. SIGTERM is passed on to all:
+a training saves, and ends with exit code 75.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         for number in range(arguments.processes)
     ]
+    signal.signal(signal.SIGTERM, lambda *_: ask_to_end(started))
     readers = [
         threading.Thread(target=forward, args=(number, process), daemon=True)
         for number, process in enumerate(started)
@@ -105,11 +107,16 @@ def wait(processes: list[subprocess.Popen]) -> int:
         time.sleep(0.1)
 
 
-def end(processes: list[subprocess.Popen]) -> None:
-    """Asks those still running to end, then kills them."""
+def ask_to_end(processes: list[subprocess.Popen]) -> None:
+    """SIGTERM to those still running."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
+
+
+def end(processes: list[subprocess.Popen]) -> None:
+    """Asks those still running to end, then kills them."""
+    ask_to_end(processes)
     limit = time.monotonic() + GRACE
     for process in processes:
         try:

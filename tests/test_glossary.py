@@ -83,6 +83,27 @@ def test_glossary():
     assert not found, "\n".join(found)
 
 
+def unwanted() -> list[str]:
+    """The words of the columns "not" of GLOSSARY.md, without what stands in brackets."""
+    found, listed = set(), False
+    for line in (PROJECT / "GLOSSARY.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in ("word", "letter"):  # a table's head
+            listed = cells[-1] == "not"
+        elif listed and line.startswith("|"):
+            found |= set(re.sub(r"\(.*?\)", "", cells[-1]).replace(" ", "").split(","))
+    return sorted(word for word in found if re.fullmatch(r"[a-z]\w+", word))
+
+
+@pytest.mark.parametrize("word", unwanted())
+def test_what_the_glossary_does_not_want_is_refused(word):
+    assert violations("models/vla.py", f"def make(*, {word}): ...")
+
+
+def test_the_glossary_is_read():
+    assert {"robot_type", "traj", "cam_high", "pad_mask", "horizon", "block"} <= set(unwanted())
+
+
 @pytest.mark.parametrize(
     "path, source, message",
     [

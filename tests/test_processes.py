@@ -90,3 +90,56 @@ def test_the_pod_script_parses():
         env={"TPU": "x", "ZONE": "y", "PATH": "/bin:/usr/bin"},
     )
     assert done.returncode == 2 and "vla train" in done.stderr
+
+
+WAITING = """
+import signal, sys, time
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(50)
+"""
+
+
+def stopped(*command: str, when: set[str]) -> subprocess.CompletedProcess:
+    """The launcher's end after SIGTERM, sent when lines with all of `when` have been said."""
+    words = [*LOCAL, "--processes", "2", "--", *command]
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    started = subprocess.Popen(words, cwd=PROJECT, start_new_session=True, **pipe)
+    said = ""
+    try:
+        while not all(words in said for words in when):
+            line = started.stdout.readline()
+            assert line, said
+            said += line
+        started.terminate()
+        said += started.communicate(timeout=120)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(words, started.returncode, stdout=said)
+
+
+def test_sigterm_is_passed_on():
+    done = stopped(sys.executable, "-c", WAITING, when={"[0] ready", "[1] ready"})
+    assert done.returncode == 75
+    assert {"[0] saved", "[1] saved"} <= set(done.stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_two_processes_save_after_the_same_train_step(fixtures_dir, tmp_path):
+    tokenizer = two_streams.text_tokenizer(tmp_path)
+    every = dict(every=100_000)
+    tree = two_streams.tree(
+        fixtures_dir, tokenizer, vl=False, steps=100_000, checkpoint=every, mesh=dict(data=2)
+    )
+    (tmp_path / "both.json").write_text(json.dumps(tree))
+    (tmp_path / "both.py").write_text(CONFIG)
+    program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"
+    verb = ["train", "--config", str(tmp_path / "both.py"), "--workdir", str(tmp_path / "run")]
+    done = stopped(sys.executable, "-c", program, *verb, when={"[0] train_step"})
+    assert done.returncode == 75, done.stdout[-4000:]
+    saved = checkpoint.load(str(tmp_path / "run")).meta
+    assert 0 < saved.step < 100_000 and saved.n == {"robot": 4 * saved.step}

@@ -166,6 +166,23 @@ def _spec(folder: str, type_: str, base: Mapping) -> dict[str, Any]:
 
 def _lay_head(base: dict, spec: dict) -> None:
     """Adds the head, and the objective that its errors fit."""
+    _add_head(base, spec)
+    answer, errors = _seen(base)["plugin"]
+    names = tuple(sorted(errors))
+    objectives = base["streams"]["robot"]["objectives"]
+    if {"image", "text", "scale", "bias"} <= set(answer):
+        objectives["plugin"] = dict(type="contrastive", head="plugin")
+    elif names in OBJECTIVES:
+        objectives["plugin"] = dict(type=OBJECTIVES[names], head="plugin")
+    else:
+        raise plugin.UserError(
+            f"heads.{spec['type']}: its errors {list(names)} fit no objective "
+            f"({[list(known) for known in OBJECTIVES]}); use --config with its own objective."
+        )
+
+
+def _add_head(base: dict, spec: dict) -> None:
+    """Adds the head, and the readouts that it asks for."""
     robot = base["streams"]["robot"]
     accepted = inspect.signature(plugin.module("heads", spec["type"]).make).parameters
     if "readout" in accepted and not spec.get("as_tokens"):
@@ -188,17 +205,6 @@ def _lay_head(base: dict, spec: dict) -> None:
         )
     base["model"]["heads"]["plugin"] = spec
     robot["heads"] += ("plugin",)
-    answer, errors = _seen(base)["plugin"]
-    names = tuple(sorted(errors))
-    if {"image", "text", "scale", "bias"} <= set(answer):
-        robot["objectives"]["plugin"] = dict(type="contrastive", head="plugin")
-    elif names in OBJECTIVES:
-        robot["objectives"]["plugin"] = dict(type=OBJECTIVES[names], head="plugin")
-    else:
-        raise plugin.UserError(
-            f"heads.{spec['type']}: its errors {list(names)} fit no objective "
-            f"({[list(known) for known in OBJECTIVES]}); use --config with its own objective."
-        )
 
 
 def _lay_objective(base: dict, spec: dict) -> None:
@@ -208,7 +214,7 @@ def _lay_objective(base: dict, spec: dict) -> None:
     for type_, more in (*candidates, ("regression", dict(target="waypoint"))):
         tree = _base(BODY, base["streams"]["robot"]["window"])
         try:
-            _lay_head(tree, {**_spec("heads", type_, tree), **more})
+            _add_head(tree, {**_spec("heads", type_, tree), **more})
             tree["streams"]["robot"]["objectives"]["plugin"] = {**spec, "head": "plugin"}
             _seen(tree, objective=True)
         except ValueError as error:  # a UserError, or shapes that do not fit

@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or (arguments.checkpoint and f"{arguments.checkpoint}/eval")
     if not out:
         raise plugin.UserError("--out is missing: the folder for episodes.jsonl.")
-    tree = config_lib.override(tree, arguments.overrides)
+    # The default environment stands there, so that a setting of it changes that one alone.
+    tree = config_lib.override({"env": rollouts.CARDS, **tree}, arguments.overrides)
     summary = rollouts.evaluate(config_lib.parse(rollouts.EvalConfig, tree), out)
     print(json.dumps(summary | {"out": str(out)}))
     return 0

@@ -277,11 +277,11 @@ def _environment() -> Iterator[None]:
 
 
 def choose(records: Sequence[dict], config: EvalConfig) -> list[_worker.Job]:
-    """Up to `config.record` episodes to show: half of them failures where there are as many."""
+    """Up to `config.record` episodes to show, half of them failures where there are enough."""
     mine = [r for r in records if (r["arm"], r["set"]) == (config.record_arm, config.record_set)]
     failed = [r for r in mine if not r["success"]]
     succeeded = [r for r in mine if r["success"]]
-    show_failed = _different(failed, config.record // 2)
+    show_failed = _different(failed, max(config.record // 2, config.record - len(succeeded)))
     show = _different(succeeded, config.record - len(show_failed)) + show_failed
     return [
         _worker.Job("film", r["set"], r["arm"], r["seed"], r["target"], tuple(r["cards"]))

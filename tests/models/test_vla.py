@@ -167,3 +167,19 @@ def test_a_contrastive_objective_needs_two_blind_readouts(tiny):
         contrastive(tiny, mixed, {"primary": ()})
     with pytest.raises(plugin.UserError, match="'primary' reaches"):
         contrastive(tiny, (("readout_text", "primary", "past_or_now"), *apart), {"primary": ()})
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (("*_actions", "*_actions", "past_or_now"), "'action_actions' of earlier steps.*'now'"),
+        (("readout_action", "*_actions", "now"), "'readout_action' sees the tokens.*'never'"),
+    ],
+)
+def test_tokens_that_are_not_there_in_sampling_stay_unseen(tiny, row, message):
+    config = tiny.config(model=dict(heads=dict(action=FLOW)))
+    tiny.network(config).check({"robot": {}})
+    rules = (row, *config.model.rules)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, rules=rules))
+    with pytest.raises(plugin.UserError, match=message):
+        tiny.network(config).check({"robot": {}})

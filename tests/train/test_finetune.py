@@ -96,6 +96,19 @@ def test_a_new_view_and_space_get_organs_of_their_own(finetune, tiny):
     assert config.model.rules == ((name, name, "past_or_now"), *before.model.rules)
 
 
+@pytest.mark.parametrize("size, kept", [(3, True), (4, False)])
+def test_a_head_of_readings_of_another_size_begins_anew(finetune, tiny, size, kept):
+    before = tiny.config()
+    heads = {**before.model.heads, "action": {**before.model.heads["action"], "proprio": ("hand",)}}
+    before = dataclasses.replace(before, model=dataclasses.replace(before.model, heads=heads))
+    hand = dataclasses.replace(CARDS.proprio[0], size=size)
+    config = finetune.derive(
+        meta(before), dataclasses.replace(CARDS, proprio=(hand,)), request(finetune)
+    )
+    assert ("action" in config.streams["robot"].heads) == kept
+    assert (config.init_from.fresh == ()) == kept
+
+
 def test_a_pretrained_checkpoint_lends_its_web_stream(finetune, tiny):
     both = tiny.config()
     before = dataclasses.replace(both, streams={"vl": both.streams["vl"]})

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, types
@@ -94,6 +95,7 @@ class Network:
         bound = self.module.bind({})
         for stream, named in objectives.items():
             self._check_chunks(bound, stream)
+            self._check_head_tokens(bound, stream)
             groups, reads = bound.layout(stream).groups, bound.conditioning(stream)
             reaches = functools.partial(_reaches, groups, self.module.model.rules, reads)
             for objective, _ in named.values():
@@ -112,6 +114,32 @@ class Network:
                     f"{name!r} answers with chunks of {shape[0]}; give "
                     f"heads.{name}.action_horizon, or streams that share a head the same horizon"
                 )
+
+    def _check_head_tokens(self, bound: vla.VLA, stream: str) -> None:
+        """UserError when training would show tokens of heads that are not there in sampling.
+
+        A policy samples the newest step only, after all other tokens have been through the trunk.
+        """
+        whole = bound.layout(stream, head_tokens=True)
+        others = bound.layout(stream).groups
+        made = [group.name for group in whole.groups if group not in others]
+        seen = visibility.mask(whole, visibility.make(self.module.model.rules))
+        for name in made:
+            for group in others:
+                if seen[np.ix_(whole.slot(group.name).ravel(), whole.slot(name).ravel())].any():
+                    raise plugin.UserError(
+                        f"config.model.rules: {group.name!r} sees the tokens {name!r} of a head, "
+                        "which are not there when a policy is asked; add the row "
+                        f"('*', {name!r}, 'never') below that of the head's own tokens"
+                    )
+            for query in made:
+                earlier = whole.slot(name)[:-1].ravel()
+                if seen[np.ix_(whole.slot(query)[-1], earlier)].any():
+                    raise plugin.UserError(
+                        f"config.model.rules: {query!r} sees the tokens {name!r} of earlier steps, "
+                        "which are not there when a policy is asked; add the row "
+                        f"({query!r}, {name!r}, 'now')"
+                    )
 
 
 def _reaches(groups, rules, reads, source: str, target: str) -> bool:

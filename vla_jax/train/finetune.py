@@ -124,8 +124,7 @@ def derive(
     draft = organs.Organs(meta.config, meta.assets.action_spaces, STREAM)
     draft.add_views(_views(body, request))
     draft.add_proprio(body.proprio)
-    groups = [group.name for group in body.proprio]
-    draft.add_action(space, groups, request.action_head, request.action_horizon)
+    draft.add_action(space, body.proprio, request.action_head, request.action_horizon)
     member = {MEMBER: dict(source=_source(request, key) | draft.targets, weight=1.0)}
     steps = request.steps
     return config_lib.TrainConfig(

@@ -147,7 +147,7 @@ class Organs:
     def add_action(
         self,
         space: types.ActionSpace,
-        groups: Sequence[str],
+        groups: Sequence[types.ProprioGroup],
         head_type: str | None = None,
         action_horizon: int | None = None,
     ) -> None:
@@ -169,7 +169,7 @@ class Organs:
         type_ = head_type or (specs[model]["type"] if model else "regression")
         self._new_action(type_, model, space, groups)
 
-    def _new_action(self, type_: str, model: str | None, space, groups: Sequence[str]) -> None:
+    def _new_action(self, type_: str, model: str | None, space, groups) -> None:
         specs, readouts = self.before.model.heads, self.before.model.readouts
         name = _free(f"action_{space.name}", {**specs, **readouts})
         spec = {k: v for k, v in specs[model].items() if k in CARRIED} if model else {}
@@ -177,7 +177,7 @@ class Organs:
         if spec.get("as_tokens"):
             self.like[f"{name}_actions"] = f"{model}_actions"
         else:
-            spec |= dict(readout=name, proprio=tuple(groups))
+            spec |= dict(readout=name, proprio=tuple(group.name for group in groups))
             old = (specs[model].get("readout") if model else None) or next(iter(readouts), None)
             self.readouts[name] = readouts[old] if old else 1
             self.like[f"readout_{name}"] = f"readout_{old or name}"
@@ -186,7 +186,7 @@ class Organs:
         self.fresh.append(pattern("heads", name))
         self.objectives["action"] = dict(type="action", head=name, action_space=space.name)
 
-    def _means_the_same(self, name: str, space, groups: Sequence[str], action_horizon) -> bool:
+    def _means_the_same(self, name: str, space, groups, action_horizon) -> bool:
         specs = self.before.model.heads
         if name not in self.template.heads:
             return False
@@ -200,7 +200,10 @@ class Organs:
         same = (specs[name].get("action_horizon") or self.action_horizon) == (
             action_horizon or self.template.action_horizon
         )
-        return same and wanted <= set(groups)
+        tokenizers = self.before.model.tokenizers.values()
+        sizes = {spec["group"]: spec.get("size") for spec in tokenizers if "group" in spec}
+        fits = {group.name for group in groups if sizes.get(group.name, group.size) == group.size}
+        return same and wanted <= fits
 
     def _chain(self, name: str) -> list[str]:
         """The heads that `name` reads, directly or not, and `name`, in the template's order."""

@@ -93,11 +93,12 @@ def fresh(plan: Plan, pretrained: Pretrained | None = None) -> states.TrainState
 
     `pretrained` gives values for some parameters; the moving average begins with them too.
     """
+    # First, since it may refuse, and compiling takes time.
+    values = dict(trees.items(pretrained(plan.variables))) if pretrained else {}
     options = _cheap_to_compile(plan)
     state = jax.jit(plan.create, out_shardings=plan.shardings, compiler_options=options)()
     if pretrained is None:
         return state
-    values = dict(trees.items(pretrained(plan.variables)))
 
     def place(path, leaf):
         value = values[path]

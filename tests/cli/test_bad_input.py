@@ -63,9 +63,12 @@ def refused(tmp_path, capsys):
 
 
 def listing(folder: pathlib.Path) -> dict:
-    """Every file below a folder with its size and time; {} when there is no folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+    """Every file with its size and time, and every folder, itself included; {} without one."""
+    found = {}
+    for path in sorted((folder, *folder.rglob("*"))) if folder.is_dir() else ():
+        about = path.stat()
+        found[str(path)] = (about.st_size, about.st_mtime_ns) if path.is_file() else None
+    return found
 
 
 @pytest.fixture
@@ -187,5 +190,31 @@ def test_a_checkpoint_of_another_format(refused, trained, fixtures_dir, tmp_path
     assert "format_version 99, this code reads 1" in message
     message = refused(f"--config.init_from.checkpoint={folder}", config=config)
     assert "format_version 99" in message
+
+
+@pytest.mark.mesh
+def test_a_start_from_another_architecture(refused, trained, fixtures_dir):
+    config = f"configs/debug.py:data={fixtures_dir / 'bridge_dataset' / '1.0.0'}"
+    path = "params/heads_action/mlp/hidden_0/kernel"  # as if the toy had it, in another shape
+    rename = f"--config.init_from.rename=(('{path}', 'params/kernel'),)"
+    message = refused(f"--config.init_from.checkpoint={trained}", rename, config=config)
+    assert "the checkpoint is of another architecture" in message and "init_from.fresh" in message
+    listed = dict(line.strip().split(": ") for line in message.splitlines()[1:])
+    assert listed.pop(path).startswith("checkpoint has shape (2, 16, 16), this network needs (")
+    assert all(what.startswith("checkpoint has nothing, this") for what in listed.values())
+    assert any(name.startswith("params/trunk/") for name in listed)
+
+
+def test_a_start_from_a_missing_folder(refused, fixtures_dir, tmp_path):
+    config = f"configs/debug.py:data={fixtures_dir / 'bridge_dataset' / '1.0.0'}"
     message = refused(f"--config.init_from.checkpoint={tmp_path / 'none'}", config=config)
-    assert "does not exist" in message
+    assert "does not exist" in message and f"{tmp_path / 'none'}" in message
+    (tmp_path / "empty").mkdir()
+    message = refused(f"--config.init_from.checkpoint={tmp_path / 'empty'}", config=config)
+    assert "holds no complete checkpoint" in message and "checkpoints/STEP/params" in message
+
+
+def test_unknown_writer(refused, fixtures_dir):
+    config = f"configs/debug.py:data={fixtures_dir / 'bridge_dataset' / '1.0.0'}"
+    message = refused("--config.writers=('jsnol',)", config=config)
+    assert "train.writers: unknown 'jsnol', did you mean 'jsonl'? Known: jsonl" in message

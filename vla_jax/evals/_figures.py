@@ -57,29 +57,17 @@ def color(arm: str, arms: Sequence[str] = ()) -> str:
 
 def success(sets: Mapping[str, Mapping[str, Mapping]], verdicts: Sequence) -> str:
     """First touch (bar) and success (bar inside it) of every arm on every set, with intervals."""
-    rows = [(None, name) for name in sets]
     rows = [row for name in sets for row in ((name, None), *((name, arm) for arm in sets[name]))]
     arms = list(dict.fromkeys(arm for of_set in sets.values() for arm in of_set))
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(8.6, 0.34 * len(rows) + 0.7)
+        _numbers(axes, 0, "first touch", "success", "n")
         for y, (name, arm) in enumerate(rows):
             if arm is None:
                 axes.text(-29, y + 0.12, SET_TITLES.get(name, name), weight="bold", va="center")
                 continue
-            counts = sets[name][arm]
-            n, tone = counts["episodes"], color(arm, arms)
-            touch, reach = (100 * counts[key] / n for key in ("first_touch", "successes"))
-            axes.barh(y, touch, height=0.62, color=tone, alpha=0.45, lw=0)
-            axes.barh(y, reach, height=0.26, color=tone, lw=0)
-            low, high = (100 * v for v in intervals.wilson(counts["first_touch"], n))
-            axes.plot([low, high], [y, y], color=INK, lw=1.1, solid_capstyle="butt")
-            axes.plot([low, low, high, high], [y] * 4, "|", color=INK, ms=6, mew=1.1)
             axes.text(-1.2, y, arm, ha="right", va="center", color=MUTED)
-            told = f"{touch:.0f}%  [{low:.0f}, {high:.0f}]   success {reach:.0f}%"
-            low, high = (100 * v for v in intervals.wilson(counts["successes"], n))
-            axes.plot([low, high], [y + 0.2] * 2, color=tone, lw=1.4, solid_capstyle="butt")
-            told += f"  [{low:.0f}, {high:.0f}]   n = {n}"
-            axes.text(103.5, y, told, va="center", color=MUTED, size=8)
+            _bars(axes, y, sets[name][arm], color(arm, arms))
             _goal_lines(axes, y, name, arm, verdicts)
         axes.axvline(CHANCE, color=MUTED, lw=0.8, ls=(0, (1, 3)), zorder=0)
         axes.text(CHANCE, len(rows) - 0.35, "chance", ha="center", va="top", color=MUTED, size=7.5)
@@ -94,6 +82,28 @@ def success(sets: Mapping[str, Mapping[str, Mapping]], verdicts: Sequence) -> st
             left=0.19, right=0.70, top=0.99, bottom=0.38 / figure.get_figheight()
         )
         return _svg(figure, "success")
+
+
+def _bars(axes, y: int, counts: Mapping, tone: str) -> None:
+    """First touch pale with a black interval, success solid with one of its colour; the numbers."""
+    n, told = counts["episodes"], []
+    for key, height in (("first_touch", 0.62), ("successes", 0.26)):
+        share = 100 * counts[key] / n
+        low, high = (100 * bound for bound in intervals.wilson(counts[key], n))
+        told.append(f"{share:.0f}%  [{low:.0f}, {high:.0f}]")
+        if key == "first_touch":
+            axes.barh(y, share, height=height, color=tone, alpha=0.45, lw=0)
+            axes.plot([low, high], [y, y], color=INK, lw=1.1, solid_capstyle="butt")
+            axes.plot([low, low, high, high], [y] * 4, "|", color=INK, ms=6, mew=1.1)
+        else:
+            axes.barh(y, share, height=height, color=tone, lw=0)
+            axes.plot([low, high], [y + 0.2] * 2, color=tone, lw=1.4, solid_capstyle="butt")
+    _numbers(axes, y, *told, str(n))
+
+
+def _numbers(axes, y: int, touch: str, reach: str, n: str) -> None:
+    for x, text, side in ((103.5, touch, "left"), (129.5, reach, "left"), (157.5, n, "right")):
+        axes.text(x, y, text, va="center", ha=side, color=MUTED, size=8)
 
 
 SET_TITLES = {

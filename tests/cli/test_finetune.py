@@ -143,6 +143,23 @@ def test_head_only_by_the_checkpoints_statistics(small, tmp_path, capsys):
     assert head <= moved <= head | {"params/positions_readout_action/table"}
 
 
+@pytest.mark.slow
+def test_two_processes_finetune_and_replay(small, tmp_path):
+    launcher = [sys.executable, str(PROJECT / "launch" / "local.py"), "--processes", "2", "--"]
+    verb = [sys.executable, "-c", MAIN, *small.words, "--stats", "recompute", "--batch-size", "8"]
+    done = subprocess.run(
+        [*launcher, *verb, "--workdir", str(tmp_path)],
+        cwd=PROJECT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    (last,) = [line for line in done.stdout.splitlines() if '"workdir"' in line]
+    assert json.loads(last.removeprefix("[0] "))["train"]["episodes"] == 4
+
+
 def test_a_dry_run_says_what_becomes_of_parameters(small, tmp_path, capsys):
     from vla_jax.cli import main as cli
 

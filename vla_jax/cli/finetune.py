@@ -93,14 +93,19 @@ def run(arguments: argparse.Namespace) -> int:
     state = assemble.train(assembly, arguments.workdir, ready=ready)
     if int(state.step) < config.steps:
         return train.PREEMPTED
+    found = replay(config, arguments.workdir)
     if processes.first():
-        print(json.dumps({"workdir": arguments.workdir, **replay(config, arguments.workdir)}))
+        print(json.dumps({"workdir": arguments.workdir, **found}))
     return 0
 
 
 def replay(config: config_lib.TrainConfig, workdir: str) -> dict:
-    """{"train": …, "held_out": … or None}: open-loop errors of the folder, printed as tables."""
+    """{"train": …, "held_out": … or None}: open-loop errors of the folder, printed as tables.
+
+    Every process does it by itself: one that ended sooner would be missed by the others.
+    """
     from vla_jax.evals import open_loop
+    from vla_jax.parallel import processes
     from vla_jax.train import finetune, organs
 
     stream = config.streams[finetune.STREAM]
@@ -120,6 +125,7 @@ def replay(config: config_lib.TrainConfig, workdir: str) -> dict:
             train=part == "train",
             episodes=min(limit or REPLAYED, REPLAYED),
         )
-        print(f"open-loop error, {part} episodes\n{result.table()}", flush=True)
+        if processes.first():
+            print(f"open-loop error, {part} episodes\n{result.table()}", flush=True)
         found[part] = result.summary()
     return found

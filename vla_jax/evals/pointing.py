@@ -39,7 +39,7 @@ class Pointer:
             text_tokenizer=self._tokenizer,
             proprio_constants=build.constants(normalizer),
         )
-        self._variables = jax.device_put(loaded.variables, jax.devices()[0])
+        self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
         self._sample = jax.jit(self._answers)
 
     def point(self, image: np.ndarray, text: str) -> np.ndarray:

@@ -73,7 +73,7 @@ class Policy:
             text_tokenizer=self.text_tokenizer,
             proprio_constants=build.constants(self.normalizer),
         )
-        self._variables = jax.device_put(loaded.variables, jax.devices()[0])
+        self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
         self._sample = jax.jit(functools.partial(self._apply, stream=stream))
         self._seed = config.seed
         self.reset()

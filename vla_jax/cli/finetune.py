@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.workdir:
         raise plugin.UserError("--workdir is missing: the folder for the new checkpoint.")
-    assembly = assemble.assemble(config)
+    assembly = assemble.assemble(config, arguments.workdir)
 
     def ready():
         if processes.first():

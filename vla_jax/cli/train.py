@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vla_jax.train import assemble
 
     processes.initialize()
-    assembly = assemble.assemble(config)
+    assembly = assemble.assemble(config, arguments.workdir)
     if arguments.dry_run:
         print(config_lib.to_json(config))
         print(describe(assembly))

@@ -32,7 +32,7 @@ class Assembly:
     normalizer: normalizer_lib.Normalizer
     text_tokenizer: text_tokenizer_lib.TextTokenizer | None
     spaces: tuple[types.ActionSpace, ...]
-    start: checkpoint.Loaded | None  # what init_from names
+    start: checkpoint.Loaded | None  # what init_from names; in a resumed run, its own checkpoint
 
     @property
     def vocabulary_size(self) -> int:
@@ -59,12 +59,16 @@ class Assembly:
         )
 
 
-def assemble(config: config_lib.TrainConfig) -> Assembly:
+def assemble(config: config_lib.TrainConfig, workdir: str | None = None) -> Assembly:
     """Everything of a run but its parameters; opens the data, computes statistics if asked to.
 
+    A run that goes on in `workdir` knows all that it took from `init_from`, which may be gone.
     Raises UserError for whatever in the config does not fit together or does not exist.
     """
-    start = checkpoint.load(config.init_from.checkpoint) if config.init_from else None
+    start = None
+    if config.init_from:
+        resumed = workdir is not None and checkpoint.resumable(workdir)
+        start = checkpoint.load(workdir if resumed else config.init_from.checkpoint)
     tokenizer = _text_tokenizer(config, start)
     bodies = build.embodiments(config)
     spaces = build.action_spaces(bodies)
@@ -186,8 +190,7 @@ def _text_tokenizer(config, start) -> text_tokenizer_lib.TextTokenizer | None:
     if stored and loaded != text_tokenizer_lib.TextTokenizer(stored):
         raise plugin.UserError(
             f"config.text_tokenizer: {config.text_tokenizer} differs from the one in "
-            f"the checkpoint "
-            f"{config.init_from.checkpoint}, whose piece embeddings would mean other pieces; leave "
+            f"the checkpoint {start.folder}, whose piece embeddings would mean other pieces; leave "
             "config.text_tokenizer out to use the checkpoint's."
         )
     return loaded
@@ -197,9 +200,8 @@ def _normalizer(config, start, mixtures) -> normalizer_lib.Normalizer:
     if config.normalizer.stats == "checkpoint":
         if start is None or not start.normalizer:
             raise plugin.UserError(
-                "config.normalizer.stats='checkpoint' needs config.init_from with a "
-                "checkpoint that "
-                "has statistics; use 'recompute'."
+                "config.normalizer.stats='checkpoint' needs config.init_from with a checkpoint "
+                "that has statistics; use 'recompute'."
             )
         stored = normalizer_lib.Normalizer.from_json(start.normalizer)
         keys = [s.dataset_key for mix in mixtures for s in mix.sources.values() if _measured(s)]

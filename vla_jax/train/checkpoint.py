@@ -248,6 +248,11 @@ def find(folder: str, step: int | None = None) -> pathlib.Path:
     )
 
 
+def resumable(workdir: str) -> bool:
+    """Whether a run in `workdir` would go on from a checkpoint there."""
+    return any(_is_complete(path) for path in (pathlib.Path(workdir) / RESUME).glob("*"))
+
+
 def read_meta(folder: pathlib.Path) -> Meta:
     """The parsed JSON item of one step's folder; UserError for another format version."""
     path = pathlib.Path(folder) / "meta" / "metadata"

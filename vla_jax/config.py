@@ -37,6 +37,22 @@ def _empty():
 
 
 @_section()
+class LegacyConfig:
+    """What imported Octo checkpoints need for their numbers; new networks leave it alone.
+
+    shifted:   rules take a group's first token for one of the group before it (Octo 1.0)
+    unseeing:  what a query that may see nothing gets, "zeros" or the "mean" of all values (flax)
+    readouts:  True: readouts of steps before the episode's beginning count as real
+    oldest:    True: a window shorter than the position tables takes their first rows, not the last
+    """
+
+    shifted: bool = False
+    unseeing: Literal["zeros", "mean"] = "zeros"
+    readouts: bool = False
+    oldest: bool = False
+
+
+@_section()
 class ModelConfig:
     """The network: one trunk, and tables of named organs from which each stream picks."""
 
@@ -47,6 +63,8 @@ class ModelConfig:
     heads: dict[str, Spec] = _empty()
     rules: tuple[tuple[str, str, str], ...] = ()  # (query groups, key groups, rule)
     dtype: str = "float32"  # of computation; parameters, softmax and losses stay float32
+    max_window: int = 0  # steps of the position tables; 0: the longest window of a stream
+    legacy: LegacyConfig = dataclasses.field(default_factory=LegacyConfig)
 
 
 @_section()

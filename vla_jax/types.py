@@ -12,8 +12,8 @@ T text pieces, K labelled regions, n tokens of a group. Every ``*_mask`` is bool
     │   ├── proprio_masks group -> bool    [B, W]
     │   └── timestep_mask          bool    [B, W]            False before the episode began
     ├── task              open dict of named entries
-    │   ├── values   language -> int32 [B, T] piece ids   goal_image -> uint8 [B, height, width, 3]
-    │   └── masks    language -> bool  [B, T]             goal_image -> bool  [B]
+    │   ├── values   language -> int32 [B, T] piece ids   goal_VIEW -> uint8 [B, height, width, 3]
+    │   └── masks    language -> bool  [B, T]             goal_VIEW -> bool  [B]
     ├── targets           open dict; every readout target is [B, W, ...]
     │   ├── action        float32 [B, W, C, A]  normalised, padded to [C_max, A_max]
     │   ├── waypoint      float32 [B, W, P]     normalised like the proprio group it comes from
@@ -106,9 +106,10 @@ class Task:
         if "language" in values:
             _check("task.language", values["language"], np.int32, 2)
             _check("task.language mask", masks["language"], np.bool_, 2, values["language"].shape)
-        if "goal_image" in values:
-            _check("task.goal_image", values["goal_image"], np.uint8, 4)
-            _check("task.goal_image mask", masks["goal_image"], np.bool_, 1)
+        for goal in (f"goal_{view}" for view in VIEWS):
+            if goal in values:
+                _check(f"task.{goal}", values[goal], np.uint8, 4)
+                _check(f"task.{goal} mask", masks[goal], np.bool_, 1)
         return cls(values=values, masks=masks)
 
 

@@ -60,10 +60,21 @@ class VLA(nn.Module):
         self.tokenizers = make("tokenizers", self.model.tokenizers, self._used("groups"))
         self.heads = make("heads", self.model.heads, self._used("heads"))
         self.positions = {
-            name: positions.Learned(tokens=count, width=base.width, steps=steps, dtype=base.dtype)
+            name: positions.Learned(
+                tokens=count,
+                width=base.width,
+                steps=max(steps, self.model.max_window) if steps else 0,
+                dtype=base.dtype,
+                oldest=self.model.legacy.oldest,
+            )
             for name, (steps, count) in self._tables().items()
         }
-        self.trunk = trunk.Trunk(**self.model.trunk, rules=self.model.rules, dtype=base.dtype)
+        self.trunk = trunk.Trunk(
+            **self.model.trunk,
+            rules=self.model.rules,
+            unseeing=self.model.legacy.unseeing,
+            dtype=base.dtype,
+        )
 
     def _build_shared(self, base: types.Context) -> dict[str, nn.Module]:
         makers = {"text_embedding": _text_embedding, "grounding": _grounding}
@@ -85,6 +96,8 @@ class VLA(nn.Module):
         for stream in self.streams.values():
             for name in stream.groups:
                 tokenizer = self.tokenizers[name]
+                if repeats(tokenizer):
+                    continue  # its tokens bring the position of the group that they repeat
                 steps = stream.window if tokenizer.per_step else 0
                 tables[name] = (max(steps, tables.get(name, (0, 0))[0]), tokenizer.num_tokens)
             for name in stream.readouts:
@@ -162,7 +175,7 @@ class VLA(nn.Module):
         for head in config.heads if head_tokens else ():
             for name, count in self.heads[head].token_groups.items():
                 groups.append(layouts.Group(name, tokens=count, steps=config.window))
-        return layouts.Layout.make(groups, config.window)
+        return layouts.Layout.make(groups, config.window, shifted=self.model.legacy.shifted)
 
     def conditioning(self, stream: str) -> dict[str, tuple[str, ...]]:
         """Group → the groups its tokenizer reads in this stream (the stream may say otherwise)."""
@@ -206,14 +219,17 @@ class VLA(nn.Module):
         mask = batch.observation.timestep_mask  # [B, W]
         tokens, valid = {}, {}
         for name, group in groups.items():
-            table = self.positions[name](config.window)[None]  # [1, n, D] or [1, W, n, D]
-            tokens[name], valid[name] = group.tokens + table, group.valid
+            valid[name] = group.valid
+            repeated = repeats(self.tokenizers[name])
+            table = self.positions[repeated or name](config.window)[None]  # [1, n, D], [1, W, n, D]
+            tokens[name] = group.tokens + (table[:, None] if repeated else table)
         for name in config.readouts:
             table = self.positions[f"readout_{name}"](config.window)[None]  # [1, W, R, D]
             tokens[f"readout_{name}"] = jnp.broadcast_to(table, (mask.shape[0], *table.shape[1:]))
         for name, made in (tokens | extra).items():
             if name not in valid:
-                valid[name] = jnp.broadcast_to(mask[..., None], made.shape[:3])
+                real = jnp.ones_like(mask) if self.model.legacy.readouts else mask
+                valid[name] = jnp.broadcast_to(real[..., None], made.shape[:3])
         tokens |= extra
         part = self.layout(stream, head_tokens=bool(extra))
         whole, cache, slots = part, None, None
@@ -263,6 +279,11 @@ class VLA(nn.Module):
             outputs[name] = joined[expert][:, start[expert] : start[expert] + count]
             start[expert] += count
         return outputs, cache
+
+
+def repeats(tokenizer: nn.Module) -> str | None:
+    """The task group whose tokens a tokenizer shows again at every step, positions included."""
+    return getattr(tokenizer, "repeats", None)
 
 
 def _text_embedding(context: types.Context, *, pool: str = "mean", templates: tuple[str, ...] = ()):

@@ -24,12 +24,13 @@ def attention(
     rules: visibility.Rules,
     valid: jax.Array,  # bool [B, S]: which keys are real
     slots: np.ndarray | jax.Array | None = None,  # [L]: places of the queries; None: all, L = S
+    unseeing: str = "zeros",
 ) -> jax.Array:
     """[B, L, N, H] in the query's dtype: what each query reads from the tokens it may see.
 
     The softmax is float32; S is the layout's length. With K < N, N / K queries share a key head
     (grouped-query attention, Ainslie et al. 2023). A query that may see nothing gets zeros, and
-    finite gradients.
+    finite gradients; with `unseeing="mean"` it gets the mean of all values, as in flax (Octo).
     """
     heads, key_heads = query.shape[2], key.shape[2]
     seen = visibility.mask(layout, rules)  # [S, S]
@@ -45,7 +46,9 @@ def attention(
     # The sum of a row is at least 1 after this shift; dividing after the product with the values
     # touches L·H numbers instead of L·S.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    share = jnp.any(seen, -1)[:, None, None] / weights.sum(-1)  # [B, K, G, L]
+    share = 1.0 / weights.sum(-1)  # [B, K, G, L]
+    if unseeing == "zeros":
+        share = share * jnp.any(seen, -1)[:, None, None]
     mixed = jnp.einsum("BKGLS,BSKH->BLKGH", weights.astype(value.dtype), value)
     mixed = mixed * share.astype(value.dtype).transpose(0, 3, 1, 2)[..., None]
     return mixed.reshape(*mixed.shape[:2], heads, -1)  # [B, L, N, H]

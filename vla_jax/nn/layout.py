@@ -42,15 +42,19 @@ class Layout:
     """Static table of the tokens: group, time, position and expert of each; see `Layout.make`.
 
     With `packed`, positions are the cumulative count of valid tokens, computed in the trunk from
-    `valid`; `position` then only orders the tokens.
+    `valid`; `position` then only orders the tokens. With `shifted`, rules take the first token of
+    a group for one of the group before it, as Octo 1.0 did by mistake (see `rule_group`).
     """
 
     groups: tuple[Group, ...]
     window: int
     packed: bool = False
+    shifted: bool = False
 
     @classmethod
-    def make(cls, groups: Iterable[Group], window: int, packed: bool = False) -> Layout:
+    def make(
+        cls, groups: Iterable[Group], window: int, packed: bool = False, shifted: bool = False
+    ) -> Layout:
         """The layout of groups in config order over W = `window` timesteps.
 
         Raises UserError for a repeated name, an empty group, or `steps` that is neither 0 nor
@@ -68,7 +72,7 @@ class Layout:
                     f"layout: group {group.name!r} has steps={group.steps}; expected 0 (timeless) "
                     f"or the window, {window}"
                 )
-        return cls(groups, window, packed)
+        return cls(groups, window, packed, shifted)
 
     @property
     def timeless(self) -> tuple[Group, ...]:
@@ -92,6 +96,20 @@ class Layout:
         timeless = np.repeat([index[g.name] for g in self.timeless], _sizes(self.timeless))
         step = np.repeat([index[g.name] for g in self.timed], _sizes(self.timed))
         return _frozen(np.concatenate([timeless, np.tile(step, self.window)]))
+
+    @functools.cached_property
+    def rule_group(self) -> np.ndarray:
+        """[L] int32: index into `groups` of each token, as the visibility rules take it.
+
+        Octo 1.0 looked groups up one token late (np.searchsorted, side="left"): within the task and
+        within each timestep, a group's first token went by the rules of the group before it.
+        """
+        if not self.shifted:
+            return self.group
+        late = self.group.copy()
+        inside = (self.group[1:] != self.group[:-1]) & (self.time[1:] == self.time[:-1])
+        late[1:][inside] = self.group[:-1][inside]
+        return _frozen(late)
 
     @functools.cached_property
     def time(self) -> np.ndarray:

@@ -16,13 +16,15 @@ class Learned(nn.Module):
 
     `steps` is the longest window, 0 for a timeless group. Called with the window W, it returns
     [W, n, D] or, timeless, [n, D], in `dtype`. A shorter window takes the newest rows, so that the
-    last row always means "now". UserError when the window is longer than the table.
+    last row always means "now"; with `oldest` the first ones, as Octo. UserError when the window is
+    longer than the table.
     """
 
     tokens: int
     width: int
     steps: int = 0
     dtype: Any = jnp.float32
+    oldest: bool = False
 
     @nn.compact
     def __call__(self, window: int = 0) -> jax.Array:
@@ -34,7 +36,7 @@ class Learned(nn.Module):
                     f"positions {self.name!r}: window {window} does not fit a table of "
                     f"{self.steps} steps"
                 )
-            table = table[self.steps - window :]
+            table = table[:window] if self.oldest else table[self.steps - window :]
         return table.astype(self.dtype)
 
 

@@ -53,6 +53,7 @@ class Sizes:
     position: str
     activation: str
     dropout: float
+    unseeing: str
     dtype: Any
 
 
@@ -131,8 +132,9 @@ class Layer(nn.Module):
             cached = tuple(_write(old, new, slots) for old, new in zip(cached, (key, value)))
             key, value = cached
         mixed = attention.attention(
-            query, key, value, self.layout, self.rules, shared["valid"], slots
-        )
+            query, key, value, self.layout, self.rules, shared["valid"], slots,
+            self.sizes.unseeing,
+        )  # fmt: skip
         keys = None if shared["key"] is None else _fold(shared["key"], index)
         lengths = [tokens[e].shape[1] for e in tokens]
         parts = dict(zip(tokens, _separate(mixed, order, lengths)))
@@ -148,7 +150,7 @@ class Trunk(nn.Module):
 
     `experts` are further ones, {name: {"width": D, "mlp": F}}, beside the default one, `trunk`.
     `position` is "none" (tokens bring learned positions) or "rope". `remat` is False, True (keep
-    nothing) or the name of a policy in `jax.checkpoint_policies`.
+    nothing) or the name of a policy in `jax.checkpoint_policies`. `unseeing`: see attention.py.
     """
 
     width: int
@@ -163,6 +165,7 @@ class Trunk(nn.Module):
     dropout: float = 0.0
     remat: bool | str = False
     unroll: int = 1
+    unseeing: str = "zeros"
     dtype: Any = jnp.float32
     rules: tuple = ()
     experts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
@@ -252,7 +255,7 @@ class Trunk(nn.Module):
         experts += [(name, e["width"], e["mlp"]) for name, e in self.experts.items()]
         return Sizes(
             tuple(experts), self.heads, kv_heads, head_dim, self.norm, self.position,
-            self.activation, self.dropout, self.dtype,
+            self.activation, self.dropout, self.unseeing, self.dtype,
         )  # fmt: skip
 
     def _layers(self):

@@ -66,7 +66,9 @@ def mask(layout: layouts.Layout, rules: Rules) -> np.ndarray:
     """Bool [L, L], [query, key]: True where the query may attend to the key. Read-only, cached."""
     names = [group.name for group in layout.groups]
     by_group = np.array([[NAMES.index(rule(rules, q, k)) for k in names] for q in names])
-    by_token = by_group.reshape(len(names), -1)[layout.group[:, None], layout.group[None, :]]
+    by_token = by_group.reshape(len(names), -1)[
+        layout.rule_group[:, None], layout.rule_group[None, :]
+    ]
     seen = np.zeros((layout.length, layout.length), bool)
     times = layout.time[:, None], layout.time[None, :]
     positions = layout.position[:, None], layout.position[None, :]

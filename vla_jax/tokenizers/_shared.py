@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from vla_jax import plugin, types
 
 
@@ -31,3 +34,10 @@ def check_shape(where: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
         raise plugin.UserError(
             f"{where}: got shape {tuple(shape)}, expected it to end with {tuple(expected)}"
         )
+
+
+def pooled(group: types.TokenGroup) -> tuple[jax.Array, jax.Array]:
+    """(mean of a task group's valid stem tokens [B, D], whether it has any, bool [B])."""
+    weights = group.valid.astype(group.stem.dtype)
+    total = jnp.maximum(weights.sum(-1), 1.0)
+    return jnp.einsum("Bn,BnD->BD", weights, group.stem) / total[:, None], group.valid.any(-1)

@@ -69,7 +69,7 @@ class ImagePatch(nn.Module):
         if stem.shape[-1] != self.width:
             tokens = linear.Dense(self.width, dtype=self.dtype, name="project")(stem)
         if self.film is not None and self.reads[0] in groups:  # a stream may read nothing here
-            word, known = _pooled(groups[self.reads[0]])
+            word, known = _shared.pooled(groups[self.reads[0]])
             tokens = self._condition(tokens, stem, word, known)
         real = observation.image_masks[self.view] & observation.timestep_mask  # [B, W]
         valid = jnp.broadcast_to(real[..., None], stem.shape[:3])
@@ -162,13 +162,6 @@ def make(
         dtype=context.dtype,
         grounding=_shared.module(context, "grounding") if film == "product" else None,
     )
-
-
-def _pooled(group: types.TokenGroup) -> tuple[jax.Array, jax.Array]:
-    """(mean of a task group's valid stem tokens [B, D], whether it has any, bool [B])."""
-    weights = group.valid.astype(group.stem.dtype)
-    total = jnp.maximum(weights.sum(-1), 1.0)
-    return jnp.einsum("Bn,BnD->BD", weights, group.stem) / total[:, None], group.valid.any(-1)
 
 
 def _space_to_depth(x: jax.Array, side: int) -> jax.Array:

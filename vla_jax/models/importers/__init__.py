@@ -1,0 +1,1 @@
+"""Foreign checkpoints in this project's words: config, parameters, statistics, input contract."""

@@ -19,7 +19,10 @@ from vla_jax import plugin, types
 from vla_jax.nn import linear, token_learner
 from vla_jax.tokenizers import _shared
 
-DEBUG: dict = {}
+DEBUG = dict(
+    encoder=dict(type="small_stem", patch=8, widths=(8, 8), features=16, groups=4),
+    image_size=(24, 24),
+)
 
 
 class EncodedImage(nn.Module):

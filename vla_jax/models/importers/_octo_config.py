@@ -62,23 +62,30 @@ class Translation:
     # ----------------------------------------------------------------------------- tokenizers
 
     def _task(self, name: str, spec: Mapping) -> str:
-        kind, kwargs = spec["name"], _kwargs(spec)
+        kind, kwargs = spec["name"], arguments(spec)
         if kind == "LanguageTokenizer":
             encoder = self._facts.encoder if kwargs.get("encoder") else None
-            shape = self._facts.task["language"]
+            there = "language" if encoder else "language_instruction"
+            if there not in self._facts.task:
+                raise plugin.UserError(
+                    f"octo config, task tokenizer {name!r}: the example batch has no {there}, only "
+                    f"{sorted(self._facts.task)}"
+                )
+            shape = self._facts.task[there]  # ids [1, T], an embedding [1, F] or [1, T, F]
             made = dict(
                 type="encoded_language",
                 encoder=encoder,
-                max_tokens=shape[1] if encoder else 1,
-                finetune=bool(kwargs.get("finetune_encoder", False)),
+                max_tokens=1 if not encoder and len(shape) == 2 else shape[1],
+                finetune=bool(encoder and kwargs.get("finetune_encoder", False)),
                 attend_padding=True,
+                embedding_size=None if encoder else shape[-1],
             )
         else:
             raise _unknown("task_tokenizers", name, kind, ("LanguageTokenizer",))
         return self._add(name, made)
 
     def _observed(self, name: str, spec: Mapping) -> str:
-        kind, kwargs = spec["name"], _kwargs(spec)
+        kind, kwargs = spec["name"], arguments(spec)
         if kind == "ImageTokenizer":
             made = self._image(name, kwargs)
         elif kind == "LowdimObsTokenizer":
@@ -133,12 +140,13 @@ class Translation:
         bins = None
         if kwargs.get("discretize"):
             bins = dict(
-                count=kwargs.get("n_bins", 256),
-                kind=kwargs.get("bin_type", "uniform"),
+                count=int(kwargs.get("n_bins", 256)),
+                spacing=kwargs.get("bin_type", "uniform"),
                 low=float(kwargs.get("low", 0)),
                 high=float(kwargs.get("high", 1)),
+                beyond="first",
             )
-        return dict(type="lowdim", groups=tuple(groups), size=size, bins=bins)
+        return dict(type="lowdim", groups=tuple(groups), size=size, bins=bins, masked=False)
 
     # -------------------------------------------------------------------------------- the rest
 
@@ -169,6 +177,12 @@ class Translation:
             mlp=int(sizes["mlp_dim"]),
         )
 
+    def freeze(self) -> tuple[tuple[str, bool], ...]:
+        """The table of what fine-tuning leaves alone: text encoders, as in Octo."""
+        frozen = [n for n in self.tasks if not self.tokenizers[n].get("finetune", True)]
+        rows = [(f"params/tokenizers_{name}/encoder/.*", True) for name in frozen]
+        return (*rows, (".*", False)) if rows else ()
+
     def legacy(self) -> dict[str, Any]:
         """The options that keep Octo's numbers."""
         return dict(
@@ -179,7 +193,7 @@ class Translation:
         )
 
 
-def _kwargs(spec: Mapping) -> dict[str, Any]:
+def arguments(spec: Mapping) -> dict[str, Any]:
     """The keyword arguments of a ModuleSpec under their newest names."""
     if spec.get("args"):
         raise plugin.UserError(
@@ -211,7 +225,7 @@ def _encoder(where: str, spec: Mapping) -> dict[str, Any]:
         raise plugin.UserError(plugin.unknown(f"{where}, encoder", spec["name"], ENCODERS))
     kind, made = ENCODERS[spec["name"]]
     made, names = dict(made, type=kind), RENAMED[kind] | dict(img_norm_type="normalize")
-    for name, value in _kwargs(spec).items():
+    for name, value in arguments(spec).items():
         if name == "use_film":
             continue
         made[names.get(name, name)] = tuple(value) if isinstance(value, list) else value

@@ -1,9 +1,8 @@
 """Where each parameter of an Octo checkpoint goes: a first-match table of regexes over its paths.
 
 A row is (Octo's path, our path). What a pattern calls `layer` becomes the leading axis of a stacked
-parameter. Shapes are the same but for position tables, which lose Octo's leading axis of size 1.
-Octo's paths: octo_module.py, transformer.py, tokenizers.py, vit_encoders.py, action_heads.py,
-diffusion.py.
+parameter. Shapes are the same but for axes of size 1 (see LEADING). Octo's paths: octo_module.py,
+transformer.py, tokenizers.py, vit_encoders.py, action_heads.py, diffusion.py.
 """
 
 from __future__ import annotations
@@ -17,13 +16,28 @@ from vla_jax import plugin
 
 LAYER = r"octo_transformer/BlockTransformer_0/Transformer_0/encoderblock_(?P<layer>\d+)"
 OURS = "params/trunk/layers/trunk"
-SEEN = r"octo_transformer/observation_tokenizers_(\w+?)"
-STEM = SEEN + r"/SmallStem\d*_0"
-POOL = r"MultiHeadDotProductAttention_0"
+SEEN = r"octo_transformer/observation_tokenizers_(\w+)"
+STEM, ENCODER = SEEN + r"/SmallStem\d*_0", r"params/tokenizers_\1/encoder"
+PATCHES, LEARNER = SEEN + r"/PatchEncoder_0", SEEN + r"/TokenLearner_0"
+ATTEND = r"MultiHeadDotProductAttention_0"
+NOISE = r"heads_(\w+)/diffusion_model"
+
+
+def _pool(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """The rows of a MAPHead."""
+    return (
+        (theirs + r"/probe", ours + r"/probe"),
+        (theirs + rf"/{ATTEND}/(query|key|value|out)/(\w+)", ours + r"/\2/\3"),
+        (theirs + r"/LayerNorm_0/(\w+)", ours + r"/norm/\2"),
+        (theirs + r"/MlpBlock_0/Dense_0/(\w+)", ours + r"/mlp/hidden_0/\2"),
+        (theirs + r"/MlpBlock_0/Dense_1/(\w+)", ours + r"/mlp/out/\2"),
+    )
+
+
 ROWS: tuple[tuple[str, str], ...] = (
     # ------------------------------------------------------------------------------------ trunk
     (LAYER + r"/LayerNorm_0/(\w+)", OURS + r"/attention_norm/\2"),
-    (LAYER + r"/MultiHeadDotProductAttention_0/(query|key|value|out)/(\w+)", OURS + r"/\2/\3"),
+    (LAYER + rf"/{ATTEND}/(query|key|value|out)/(\w+)", OURS + r"/\2/\3"),
     (LAYER + r"/LayerNorm_1/(\w+)", OURS + r"/mlp_norm/\2"),
     (LAYER + r"/MlpBlock_0/Dense_0/(\w+)", OURS + r"/mlp/hidden_0/\2"),
     (LAYER + r"/MlpBlock_0/Dense_1/(\w+)", OURS + r"/mlp/out/\2"),
@@ -36,10 +50,42 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"octo_transformer/(readout_\w+)_pos_embedding", r"params/positions_\1/table"),
     (r"octo_transformer/(?:obs|task)_(\w+)_projection/(\w+)", r"params/tokenizers_\1/project/\2"),
     # --------------------------------------------------------------------------- image encoders
-    (STEM + r"/StdConv_(\d)/(\w+)", r"params/tokenizers_\1/encoder/conv_\2/\3"),
-    (STEM + r"/GroupNorm_(\d)/(\w+)", r"params/tokenizers_\1/encoder/norm_\2/\3"),
-    (STEM + r"/embedding/(\w+)", r"params/tokenizers_\1/encoder/embed/\2"),
+    (STEM + r"/StdConv_(\d)/(\w+)", ENCODER + r"/conv_\2/\3"),
+    (STEM + r"/GroupNorm_(\d)/(\w+)", ENCODER + r"/norm_\2/\3"),
+    (STEM + r"/embedding/(\w+)", ENCODER + r"/embed/\2"),
+    (STEM + r"/FilmConditioning_0/Dense_0/(\w+)", ENCODER + r"/film/scale/\2"),
+    (STEM + r"/FilmConditioning_0/Dense_1/(\w+)", ENCODER + r"/film/shift/\2"),
+    (PATCHES + r"/embedding/(\w+)", ENCODER + r"/embed/\2"),
+    (PATCHES + r"/FilmConditioning_0/Dense_0/(\w+)", ENCODER + r"/film/scale/\2"),
+    (PATCHES + r"/FilmConditioning_0/Dense_1/(\w+)", ENCODER + r"/film/shift/\2"),
+    (LEARNER + r"/pos_embed", r"params/tokenizers_\1/learner/positions/table"),
+    (LEARNER + r"/LayerNorm_0/(\w+)", r"params/tokenizers_\1/learner/norm/\2"),
+    *_pool(LEARNER + r"/MAPHead_0", r"params/tokenizers_\1/learner/pool"),
+    # ------------------------------------------------------------------------------------ heads
+    *_pool(r"heads_(\w+)/map_head", r"params/heads_\1/pool/map"),
+    (r"heads_(\w+)/mean_proj/(\w+)", r"params/heads_\1/mlp/out/\2"),
+    (r"heads_(\w+)/vocab_proj/(\w+)", r"params/heads_\1/project/\2"),
+    (NOISE + r"/time_preprocess/kernel", r"params/heads_\1/score/time/frequency"),
+    (NOISE + r"/cond_encoder/Dense_0/(\w+)", r"params/heads_\1/score/time_hidden/\2"),
+    (NOISE + r"/cond_encoder/Dense_1/(\w+)", r"params/heads_\1/score/time_out/\2"),
+    (NOISE + r"/reverse_network/Dense_0/(\w+)", r"params/heads_\1/score/project/\2"),
+    (NOISE + r"/reverse_network/Dense_1/(\w+)", r"params/heads_\1/score/out/\2"),
+    (
+        NOISE + r"/reverse_network/MLPResNetBlock_(\d+)/LayerNorm_0/(\w+)",
+        r"params/heads_\1/score/norm_\2/\3",
+    ),
+    (
+        NOISE + r"/reverse_network/MLPResNetBlock_(\d+)/Dense_0/(\w+)",
+        r"params/heads_\1/score/mlp_\2/hidden_0/\3",
+    ),
+    (
+        NOISE + r"/reverse_network/MLPResNetBlock_(\d+)/Dense_1/(\w+)",
+        r"params/heads_\1/score/mlp_\2/out/\3",
+    ),
 )
+# Our paths whose arrays Octo stores with an axis of size 1 more: leading, or trailing.
+LEADING = (r"params/positions_.*", r".*/probe")
+TRAILING = (r".*/score/time/frequency",)
 
 
 def place(parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -59,13 +105,22 @@ def place(parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
             if "layer" in match.groupdict():
                 stacks.setdefault(target, {})[int(match["layer"])] = value
             else:
-                made[target] = value[0] if target.startswith("params/positions_") else value
+                made[target] = _squeezed(target, value)
             break
         else:
             unused.append(path)
     for target, layers in stacks.items():
         made[target] = _stacked(target, layers)
     return made, tuple(unused)
+
+
+def _squeezed(target: str, value: np.ndarray) -> np.ndarray:
+    """Without the axis of size 1 that Octo's has; a shape that lacks it is judged by the caller."""
+    if any(re.fullmatch(pattern, target) for pattern in LEADING) and value.shape[0] == 1:
+        return value[0]
+    if any(re.fullmatch(pattern, target) for pattern in TRAILING) and value.shape[-1] == 1:
+        return value[..., 0]
+    return value
 
 
 def _stacked(target: str, layers: Mapping[int, np.ndarray]) -> np.ndarray:

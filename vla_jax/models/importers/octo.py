@@ -18,13 +18,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.serialization
+import jax
 import numpy as np
 
-from vla_jax import plugin, trees
+from vla_jax import config as config_lib
+from vla_jax import plugin, trees, types
+from vla_jax.backbones import t5
+from vla_jax.codecs import normalizer as normalizer_lib
+from vla_jax.embodiments import widowx
+from vla_jax.models import build, pretrained
+from vla_jax.models.importers import _octo_config, _octo_heads, _octo_params
 
 FILES = ("config.json", "example_batch.msgpack", "dataset_statistics.json")
 PLACEHOLDER = "PLACEHOLDER://"  # of Orbax, before the name of an array that stands elsewhere
 TEXT_ENCODER = "octo_transformer/task_tokenizers_language/hf_model/"
+PROPRIO = "proprio"  # Octo's only reading of the body, and what its group is called here
+FLAT = "octo"  # the dataset key of statistics that name no dataset (fine-tuned checkpoints)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,232 @@ def read(folder: str, step: int | None = None) -> Octo:
         statistics=_json(root / "dataset_statistics.json"),
         parameters=_parameters(root / str(step) / "default"),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Native:
+    """An Octo checkpoint in this project's words: what a checkpoint of ours holds."""
+
+    config: config_lib.TrainConfig
+    variables: dict[str, Any]
+    spaces: tuple[types.ActionSpace, ...]
+    normalizer: normalizer_lib.Normalizer
+    report: pretrained.Report
+
+
+def translate(octo: Octo, **changes: Any) -> Native:
+    """The native form of a checkpoint; `changes` are laid over Octo's config["model"] (tests).
+
+    UserError naming every parameter that is missing, left over or of another shape.
+    """
+    config = {**octo.config, "model": {**octo.config["model"], **changes}}
+    encoder, text = _text_encoder(octo)
+    made = _octo_config.Translation(config, _facts(octo, encoder))
+    heads, objectives = {}, {}
+    for name, spec in config["model"]["heads"].items():
+        kwargs = _octo_config.arguments(spec)
+        heads[name], objectives[name] = _octo_heads.translate(name, spec["name"], kwargs, made.seen)
+    native = config_lib.parse(config_lib.TrainConfig, _tree(octo, made, heads, objectives))
+    space, normalizer = _space(octo), _normalizer(octo)
+    parameters, unused = _octo_params.place(octo.parameters)
+    parameters |= {f"params/tokenizers_language/encoder/{path}": leaf for path, leaf in text}
+    unused = tuple(path for path in unused if not path.startswith(TEXT_ENCODER))
+    network = build.network(
+        native, spaces=(space,), text_tokenizer=None, proprio_constants=build.constants(normalizer)
+    )
+    example = {_octo_config.STREAM: batch(octo.example)}
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), example))
+    variables, report = _fit(shapes, parameters, unused)
+    return Native(
+        config=native, variables=variables, spaces=(space,), normalizer=normalizer, report=report
+    )
+
+
+def batch(nested: Mapping[str, Any]) -> types.Batch:
+    """A Batch of Octo's nested arrays (its example batch, its training batches)."""
+    seen, task = nested["observation"], nested["task"]
+    real = np.asarray(seen["timestep_pad_mask"], bool)  # [B, W]
+    rows = real.shape[0]
+    here, asked = seen.get("pad_mask_dict", {}), task.get("pad_mask_dict", {})
+    pictures = {n.removeprefix("image_"): n for n in seen if n.startswith("image_")}
+    values, masks = {}, {}
+    for name in (n for n in task if n.startswith("image_")):
+        values["goal_" + name.removeprefix("image_")] = task[name]
+        masks["goal_" + name.removeprefix("image_")] = np.asarray(asked[name], bool)
+    if "language_instruction" in task:
+        language, there = task["language_instruction"], np.asarray(asked["language_instruction"])
+        if isinstance(language, Mapping):
+            values["language"] = np.asarray(language["input_ids"], np.int32)
+            masks["language"] = np.asarray(language["attention_mask"], bool) & there[:, None]
+        else:
+            values["language_embedding"] = np.asarray(language, np.float32)
+            masks["language_embedding"] = there
+    targets, target_masks = {}, {}
+    if "action" in nested:
+        targets["action"] = np.asarray(nested["action"], np.float32)
+        mask = np.asarray(nested["action_pad_mask"], bool)
+        target_masks["action"] = mask & real[:, :, None, None]
+    return types.Batch.make(
+        observation=dict(
+            images={view: seen[name] for view, name in pictures.items()},
+            image_masks={v: np.asarray(here.get(n, real), bool) for v, n in pictures.items()},
+            proprio={PROPRIO: seen[PROPRIO]} if PROPRIO in seen else {},
+            timestep_mask=real,
+        ),
+        task=dict(values=values, masks=masks),
+        targets=targets,
+        target_masks=target_masks,
+        row_id=np.arange(rows, dtype=np.uint32),
+        action_space=np.zeros(rows, np.int32),
+        dataset_key=np.zeros(rows, np.int32),
+    )
+
+
+def _text_encoder(octo: Octo) -> tuple[dict[str, Any] | None, list]:
+    """(spec of the T5 in the checkpoint or None, its parameters as (path, array))."""
+    tree = {
+        path.removeprefix(TEXT_ENCODER): leaf
+        for path, leaf in octo.parameters.items()
+        if path.startswith(TEXT_ENCODER)
+    }
+    if not tree:
+        return None, []
+    weights = t5.from_flax(trees.unflatten(tree), where=f"{octo.folder}: {TEXT_ENCODER}")
+    return dict(type="t5", **weights.arguments), list(trees.items(weights.params))
+
+
+def _facts(octo: Octo, encoder: dict[str, Any] | None) -> _octo_config.Facts:
+    def shapes(entries: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {name: np.shape(v) for name, v in entries.items() if isinstance(v, np.ndarray)}
+
+    task = octo.example["task"]
+    found = shapes(task)
+    language = task.get("language_instruction")
+    if isinstance(language, Mapping):
+        found["language"] = np.shape(language["input_ids"])
+    return _octo_config.Facts(
+        observation=shapes(octo.example["observation"]), task=found, encoder=encoder
+    )
+
+
+def _tree(octo: Octo, made, heads: dict, objectives: dict) -> dict[str, Any]:
+    """The native config as a table; there are no data in it, a fine-tuning names its own."""
+    seen = octo.example["observation"]
+    sizes = {n.removeprefix("image_"): seen[n].shape[2:4] for n in seen if n.startswith("image_")}
+    used = {view for spec in made.tokenizers.values() for view in spec.get("views", ())}
+    return dict(
+        steps=max(1, octo.step),
+        model=dict(
+            trunk=made.trunk(),
+            tokenizers=made.tokenizers,
+            readouts=made.readouts,
+            heads=heads,
+            rules=made.rules(),
+            max_window=int(octo.config["model"]["max_horizon"]),
+            legacy=made.legacy(),
+        ),
+        streams={
+            _octo_config.STREAM: dict(
+                batch_size=1,
+                groups=(*made.tasks, *made.seen),
+                window=made.window,
+                action_horizon=max(head["action_horizon"] for head in heads.values()),
+                readouts=tuple(made.readouts),
+                heads=tuple(heads),
+                objectives=objectives,
+                max_tokens=max([spec.get("max_tokens", 1) for spec in made.tokenizers.values()]),
+                image_sizes={view: tuple(sizes[view]) for view in sizes if view in used},
+            )
+        },
+        freeze=made.freeze(),
+    )
+
+
+def _space(octo: Octo) -> types.ActionSpace:
+    """The action vector; 7 numbers are taken for Open X-Embodiment's end-effector deltas."""
+    size = octo.example["action"].shape[-1]
+    (oxe,) = widowx.EMBODIMENT.action_spaces
+    groups = oxe.groups
+    if size != oxe.size:
+        unknown = dict(quantity="position", representation="absolute", unit="1")
+        groups = (types.ActionGroup(name="action", size=size, **unknown),)
+    return types.ActionSpace(name=_octo_heads.SPACE, groups=groups, control_hz=oxe.control_hz)
+
+
+def _normalizer(octo: Octo) -> normalizer_lib.Normalizer:
+    """Octo's statistics by dataset; "normal" is zscore, "bounds" q01_q99 clipped to [-1, 1]."""
+    found = octo.statistics
+    datasets = {FLAT: found} if "action" in found else found
+    kind = _find(octo.config, "action_proprio_normalization_type") or "normal"
+    mode = "q01_q99" if "bounds" in str(kind).lower() else "zscore"
+    entries: dict[str, dict[str, normalizer_lib.Entry]] = {}
+    for key, fields in datasets.items():
+        entries[key] = {}
+        for name, ours in (("action", "action"), (PROPRIO, f"proprio/{PROPRIO}")):
+            if name in fields:
+                entries[key][ours] = _entry(f"{key}.{name}", fields[name], mode)
+    if not all("action" in fields for fields in entries.values()):
+        raise plugin.UserError(
+            f"octo checkpoint {octo.folder}: dataset_statistics.json has no action statistics for "
+            f"{[key for key, fields in entries.items() if 'action' not in fields]}"
+        )
+    return normalizer_lib.Normalizer(entries)
+
+
+def _entry(where: str, found: Mapping[str, Any], mode: str) -> normalizer_lib.Entry:
+    """One field's entry; old checkpoints lack quantiles, and bounds stand in for them."""
+    wanted = ("mean", "std") if mode == "zscore" else ("p01", "p99")
+    for name in wanted:
+        if name not in found:
+            raise plugin.UserError(plugin.unknown(f"dataset_statistics.json {where}", name, found))
+    mean = np.asarray(found.get("mean", found[wanted[0]]), np.float64)
+    spread = np.asarray(found.get("std", np.ones_like(mean)), np.float64)
+    low = found.get("p01", found.get("min", mean - 3 * spread))
+    high = found.get("p99", found.get("max", mean + 3 * spread))
+    numbers = dict(
+        mean=mean, std=spread, min=found.get("min", low), max=found.get("max", high),
+        q01=low, q99=high,
+    )  # fmt: skip
+    lists = {name: tuple(np.asarray(v, np.float64).tolist()) for name, v in numbers.items()}
+    count = int(found.get("num_transitions", 0))
+    active = tuple(np.asarray(found.get("mask", np.ones_like(mean)), bool).tolist())
+    statistics = normalizer_lib.Statistics(count, **lists)
+    return normalizer_lib.Entry(mode, statistics, active, clip=1.0 if mode == "q01_q99" else None)
+
+
+def _find(tree: Any, key: str) -> Any:
+    """The first value under `key`, however deep."""
+    if not isinstance(tree, Mapping):
+        return None
+    if key in tree:
+        return tree[key]
+    return next((v for v in (_find(branch, key) for branch in tree.values()) if v), None)
+
+
+def _fit(
+    shapes: Any, parameters: Mapping[str, np.ndarray], unused: tuple[str, ...]
+) -> tuple[dict[str, Any], pretrained.Report]:
+    """(parameters as the network wants them, report); UserError for whatever does not fit."""
+    wanted = {path: tuple(leaf.shape) for path, leaf in trees.items(shapes)}
+    wrong = [f"  missing     {path} {wanted[path]}" for path in wanted if path not in parameters]
+    wrong += [f"  left over   {path}" for path in unused]
+    wrong += [
+        f"  left over   {path} {leaf.shape}"
+        for path, leaf in parameters.items()
+        if path not in wanted
+    ]
+    wrong += [
+        f"  shape       {path} is {parameters[path].shape}, expected {wanted[path]}"
+        for path in wanted
+        if path in parameters and parameters[path].shape != wanted[path]
+    ]
+    if wrong:
+        raise plugin.UserError(
+            "octo checkpoint: its parameters and its config.json do not fit together:\n"
+            + "\n".join(wrong)
+        )
+    report = pretrained.Report(mapped=tuple(wanted), missing=(), unused=())
+    return trees.unflatten({path: parameters[path] for path in wanted}), report
 
 
 def _parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -83,6 +83,7 @@ class StreamConfig:
     validation: dict[str, Spec] = _empty()  # the held-out members; empty = not validated
     max_tokens: int = 16
     image_sizes: dict[str, tuple[int, int]] = _empty()  # view -> (height, width)
+    resize: Literal["area", "lanczos3"] = "area"  # how pictures come to these sizes
 
 
 @_section()
@@ -186,7 +187,7 @@ class TrainConfig:
     streams: dict[str, StreamConfig]
     seed: int = 0
     embodiments: tuple[str, ...] = ()
-    text_tokenizer: str | None = None  # path of a SentencePiece model
+    text_tokenizer: str | None = None  # path of a SentencePiece model or a T5's tokenizer.json
     normalizer: NormalizerConfig = dataclasses.field(default_factory=NormalizerConfig)
     init_from: InitFromConfig | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

@@ -13,7 +13,9 @@ T text pieces, K labelled regions, n tokens of a group. Every ``*_mask`` is bool
     │   └── timestep_mask          bool    [B, W]            False before the episode began
     ├── task              open dict of named entries
     │   ├── values   language -> int32 [B, T] piece ids   goal_VIEW -> uint8 [B, height, width, 3]
+    │   │            language_embedding -> float32 [B, F] or [B, T, F], by a text encoder
     │   └── masks    language -> bool  [B, T]             goal_VIEW -> bool  [B]
+    │                language_embedding -> bool [B] or [B, T]
     ├── targets           open dict; every readout target is [B, W, ...]
     │   ├── action        float32 [B, W, C, A]  normalised, padded to [C_max, A_max]
     │   ├── waypoint      float32 [B, W, P]     normalised like the proprio group it comes from
@@ -106,6 +108,12 @@ class Task:
         if "language" in values:
             _check("task.language", values["language"], np.int32, 2)
             _check("task.language mask", masks["language"], np.bool_, 2, values["language"].shape)
+        if "language_embedding" in values:
+            where, embedding = "task.language_embedding", values["language_embedding"]
+            ndim = 3 if np.ndim(embedding) == 3 else 2
+            _check(where, embedding, np.float32, ndim)
+            mask = masks["language_embedding"]
+            _check(f"{where} mask", mask, np.bool_, ndim - 1, embedding.shape[:-1])
         for goal in (f"goal_{view}" for view in VIEWS):
             if goal in values:
                 _check(f"task.{goal}", values[goal], np.uint8, 4)
@@ -278,6 +286,7 @@ class SourceContext:
     image_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(
         default_factory=dict
     )  # view -> (h, w)
+    resize: str = "area"  # how pictures come to these sizes, see data/images.py
     max_tokens: int = 16  # T
     text_tokenizer: Any = None
     embodiments: tuple[Embodiment, ...] = ()

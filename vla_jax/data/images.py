@@ -34,11 +34,23 @@ def decode(data: bytes) -> np.ndarray:
         ) from error
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [*size, 3]: antialiased (area) to shrink, cubic to grow; itself at `size`."""
+RESIZES = ("area", "lanczos3")
+
+
+def resize(image: np.ndarray, size: tuple[int, int], method: str = "area") -> np.ndarray:
+    """uint8 [*size, 3], itself at `size`: "area" to shrink and cubic to grow, or "lanczos3".
+
+    Both are antialiased. "lanczos3" is TensorFlow's (and Octo's) within one level: the same kernel,
+    rounded after each axis. UserError for another method.
+    """
+    if method not in RESIZES:
+        raise plugin.UserError(plugin.unknown("resize", method, RESIZES))
     height, width = size
     if image.shape[:2] == (height, width):
         return image
+    if method == "lanczos3":
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+        return np.asarray(resized)
     shrinks = height * width < image.shape[0] * image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return cv2.resize(image, (width, height), interpolation=method)

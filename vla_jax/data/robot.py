@@ -232,7 +232,8 @@ class RobotRows:
                 before = row
                 data = self.read(view, episode, row)
                 if data:
-                    frames[slot] = images.resize(self._decode(data, view, row), size)
+                    image = self._decode(data, view, row)
+                    frames[slot] = images.resize(image, size, self.context.resize)
                     mask[slot] = True
         if self.augment.color and mask.any():
             frames[mask] = augment_lib.jitter(self.augment, key, view, frames[mask])
@@ -339,8 +340,7 @@ def _language(source: RobotRows):
             f"episode {episodes.ids[episode]}); set language='optional' to train without one"
         )
     pairs = [tokenizer.encode_padded(text, source.context.max_tokens) for text in episodes.language]
-    size = source.context.max_tokens
-    pairs.append((np.full(size, tokenizer.pad_id, np.int32), np.zeros(size, bool)))
+    pairs.append(tokenizer.no_text(source.context.max_tokens))
     return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 

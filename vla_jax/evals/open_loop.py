@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import images, selection, window
+from vla_jax.data import selection, window
 from vla_jax.data.sources import rlds
 from vla_jax.policy import policy as policy_lib
 from vla_jax.types import ActionSpace
@@ -142,9 +142,8 @@ class _Replay:
         """What the robot sensed, as `Policy.observe` takes it; None for an image not taken."""
         row = int(self.table.start[episode]) + step
         seen = {}
-        for view, size in self.policy.stream.image_sizes.items():
-            data = self.read(view, episode, row)
-            seen[view] = images.resize(images.decode(data), size) if data else None
+        for view in self.policy.stream.image_sizes:
+            seen[view] = self.read(view, episode, row) or None
         proprio = {group: values[row] for group, values in self.table.proprio.items()}
         return {"images": seen, "proprio": proprio}
 

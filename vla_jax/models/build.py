@@ -86,6 +86,26 @@ class Network:
         """The heads' answers for the newest step of each row."""
         return self.module.apply(variables, batch, stream, keys, method="sample")
 
+    def encode(self, variables, batch: types.Batch, stream: str) -> dict[str, types.Output]:
+        """{group: Output}: the stream's tokens after the trunk, without any head."""
+        return self.module.apply(variables, batch, stream, method="encode")
+
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def embed_text(self, variables, group: str, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """float32 [B, T, F]: what the encoder of a task group says of ids and mask [B, T]; jitted.
+
+        A batch whose task holds it as `language_embedding`, with the same mask, needs no encoder.
+        UserError for a group that has no encoder.
+        """
+        known = [n for n, s in self.module.model.tokenizers.items() if s.get("encoder") is not None]
+        if group not in known:
+            raise plugin.UserError(plugin.unknown("embed_text: text encoder", group, known))
+
+        def embed(vla, ids, mask):
+            return vla.tokenizers[group].embed(ids, mask)
+
+        return self.module.apply(variables, ids, mask, method=embed).astype(np.float32)
+
     def layout(self, stream: str) -> layouts.Layout:
         """The stream's layout of tokens, those of heads included."""
         return self.module.bind({}).layout(stream, head_tokens=True)

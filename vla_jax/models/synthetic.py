@@ -71,7 +71,7 @@ def _row(config, settings: config_lib.StreamConfig, vocabulary_size: int, rng) -
     real = np.ones(window, bool)
     length = int(rng.integers(2, tokens + 1))
     targets, masks = _targets(config, settings, spaces, proprio, vocabulary_size, rng)
-    return dict(
+    row = dict(
         observation=dict(
             images={
                 view: rng.integers(0, 256, (window, *size, 3), np.uint8)
@@ -89,6 +89,23 @@ def _row(config, settings: config_lib.StreamConfig, vocabulary_size: int, rng) -
         action_space=np.int32(0 if spaces else -1),
         dataset_key=np.int32(0 if spaces else -1),
     )
+    values, masks = _embedding(config, settings, rng)
+    row["task"]["values"] |= values
+    row["task"]["masks"] |= masks
+    return row
+
+
+def _embedding(config, settings, rng) -> tuple[dict, dict]:
+    """The instruction's embedding where a tokenizer asks for one and has no encoder to make it."""
+    values, masks = {}, {}
+    for name in settings.groups:
+        spec = config.model.tokenizers[name] if name in config.model.tokenizers else {}
+        if spec.get("embedding_size") and spec.get("encoder") is None:
+            tokens = () if spec["max_tokens"] == 1 else (spec["max_tokens"],)
+            drawn = rng.normal(size=(*tokens, spec["embedding_size"]))
+            values["language_embedding"] = drawn.astype(np.float32)
+            masks["language_embedding"] = np.ones(tokens, bool)
+    return values, masks
 
 
 def _targets(config, settings, spaces, proprio, vocabulary_size, rng) -> tuple[dict, dict]:

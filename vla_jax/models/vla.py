@@ -134,6 +134,10 @@ class VLA(nn.Module):
         """Runs every stream once, so that `init` makes the union of their parameters."""
         return {name: self(batch, name, keys[name]) for name, batch in batches.items()}
 
+    def encode(self, batch: types.Batch, stream: str) -> dict[str, types.Output]:
+        """{group: Output}: every token of the stream after the trunk; no head is asked."""
+        return self._forward(batch, stream, self._tokenize(batch, stream), {}, None)[0]
+
     # --------------------------------------------------------------------------------- acting
 
     def sample(self, batch: types.Batch, stream: str, keys: Mapping[str, Any]):

@@ -20,6 +20,7 @@ import numpy as np
 from vla_jax import plugin, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
+from vla_jax.data import images as pixels
 from vla_jax.models import build
 from vla_jax.train import checkpoint, keys
 
@@ -115,7 +116,8 @@ class Policy:
         """Appends what row `row` senses at this control tick to its history of `window` ticks.
 
         ``{"images": {view: uint8 [h, w, 3]}, "proprio": {group: [P]}}``, readings in the dataset's
-        units. None in place of an image or a reading says that the sensor dropped out at this tick.
+        units. An image may be a JPEG's bytes; it comes to the checkpoint's size as in training.
+        None in place of an image or a reading says that the sensor dropped out at this tick.
         UserError for one that is not there at all, or does not fit the checkpoint.
         """
         history = self._history[row]
@@ -196,7 +198,7 @@ class Policy:
         if self.text_tokenizer is None:
             return {}
         size = self.stream.max_tokens
-        nothing = np.full(size, self.text_tokenizer.pad_id, np.int32), np.zeros(size, bool)
+        nothing = self.text_tokenizer.no_text(size)
         encoded = [
             self.text_tokenizer.encode_padded(text.strip(), size) if text.strip() else nothing
             for text in instructions
@@ -214,14 +216,7 @@ class Policy:
             if image is None:
                 images[view] = np.zeros((*size, 3), np.uint8), False
                 continue
-            image = np.asarray(image)
-            if image.shape != (*size, 3) or image.dtype != np.uint8:
-                raise plugin.UserError(
-                    f"observation.images.{view}: got {image.dtype} {image.shape}, expected uint8 "
-                    f"{(*size, 3)}, the size the checkpoint was trained with; resize it as "
-                    "data/images.py:resize does"
-                )
-            images[view] = image, True
+            images[view] = self._picture(view, image, size), True
         proprio = {}
         for group, size in self.proprio_sizes.items():
             reading = None
@@ -237,6 +232,22 @@ class Policy:
                     )
                 proprio[group][0][: len(numbers)] = numbers
         return {"images": images, "proprio": proprio}
+
+    def _picture(self, view: str, image: Any, size: tuple[int, int]) -> np.ndarray:
+        """uint8 [*size, 3] of a picture or of a JPEG's bytes, as the data road makes it."""
+        where = f"observation.images.{view}"
+        if isinstance(image, bytes):
+            try:
+                image = pixels.decode(image)
+            except plugin.UserError as error:
+                raise plugin.UserError(f"{where}: {error}") from error
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise plugin.UserError(
+                f"{where}: got {image.dtype} {image.shape}, expected uint8 [height, width, 3] "
+                "(red, green, blue) or the bytes of a JPEG"
+            )
+        return pixels.resize(image, size, self.stream.resize)
 
     def _actions(self, answers: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
         chunks = []

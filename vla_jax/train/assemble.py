@@ -153,6 +153,7 @@ def source_context(
         action_horizon=settings.action_horizon,
         action_size=build.action_size(tuple(spaces)),
         image_sizes=settings.image_sizes,
+        resize=settings.resize,
         max_tokens=settings.max_tokens,
         text_tokenizer=tokenizer,
         embodiments=tuple(bodies),

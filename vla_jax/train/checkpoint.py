@@ -39,7 +39,7 @@ class Assets:
     """What a checkpoint keeps beside arrays, so that its folder is enough to act."""
 
     normalizer: str | None = None  # codecs.Normalizer.to_json()
-    text_tokenizer: bytes | None = None  # the SentencePiece model
+    text_tokenizer: bytes | None = None  # see codecs/text_tokenizer.py
     action_spaces: tuple[types.ActionSpace, ...] = ()
     mixtures: Mapping[str, Mapping[str, str]] = dataclasses.field(
         default_factory=dict
@@ -140,9 +140,16 @@ class Checkpoints:
             self._best.delete(stale)
         self._save(self._best, step, state, n, {"params": state.variables}, value)
 
+    def save_parameters(self, step: int, variables: Mapping[str, Any]) -> None:
+        """Saves parameters alone (an import): for policies and fine-tuning, no run goes on here."""
+        self._write(self._resume, step, {}, {"params": variables})
+
     def _save(self, manager, step, state, n, arrays, metrics=None):
         if state.ema is not None:
             arrays["ema"] = state.ema
+        self._write(manager, step, n, arrays, metrics)
+
+    def _write(self, manager, step, n, arrays, metrics=None):
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         meta = _meta_json(step, n, self._config, self._assets, self._provenance)
         manager.save(

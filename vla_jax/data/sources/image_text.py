@@ -123,7 +123,7 @@ class ImageText:
         y = round(down * (image.shape[0] - rows))
         x = round(across * (image.shape[1] - columns))
         part = np.ascontiguousarray(image[y : y + rows, x : x + columns])
-        return images.resize(part, (height, width))
+        return images.resize(part, (height, width), self.context.resize)
 
 
 def make(

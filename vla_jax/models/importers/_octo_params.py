@@ -19,6 +19,8 @@ OURS = "params/trunk/layers/trunk"
 SEEN = r"octo_transformer/observation_tokenizers_(\w+)"
 STEM, ENCODER = SEEN + r"/SmallStem\d*_0", r"params/tokenizers_\1/encoder"
 PATCHES, LEARNER = SEEN + r"/PatchEncoder_0", SEEN + r"/TokenLearner_0"
+RESNET = SEEN + r"/(?:ViTResnet|ResNet26FILM)_0"
+UNIT, OUR_UNIT = RESNET + r"/block(\d+)/unit(\d+)", ENCODER + r"/stage_\2_unit_\3"
 ATTEND = r"MultiHeadDotProductAttention_0"
 NOISE = r"heads_(\w+)/diffusion_model"
 
@@ -58,6 +60,14 @@ ROWS: tuple[tuple[str, str], ...] = (
     (PATCHES + r"/embedding/(\w+)", ENCODER + r"/embed/\2"),
     (PATCHES + r"/FilmConditioning_0/Dense_0/(\w+)", ENCODER + r"/film/scale/\2"),
     (PATCHES + r"/FilmConditioning_0/Dense_1/(\w+)", ENCODER + r"/film/shift/\2"),
+    (RESNET + r"/conv_root/kernel", ENCODER + r"/conv_root/kernel"),
+    (RESNET + r"/gn_root/(\w+)", ENCODER + r"/norm_root/\2"),
+    (UNIT + r"/conv(\d)/kernel", OUR_UNIT + r"/conv_\4/kernel"),
+    (UNIT + r"/conv_proj/kernel", OUR_UNIT + r"/conv_skip/kernel"),
+    (UNIT + r"/gn(\d)/(\w+)", OUR_UNIT + r"/norm_\4/\5"),
+    (UNIT + r"/gn_proj/(\w+)", OUR_UNIT + r"/norm_skip/\4"),
+    (RESNET + r"/FilmConditioning_(\d+)/Dense_0/(\w+)", ENCODER + r"/film_\2/scale/\3"),
+    (RESNET + r"/FilmConditioning_(\d+)/Dense_1/(\w+)", ENCODER + r"/film_\2/shift/\3"),
     (LEARNER + r"/pos_embed", r"params/tokenizers_\1/learner/positions/table"),
     (LEARNER + r"/LayerNorm_0/(\w+)", r"params/tokenizers_\1/learner/norm/\2"),
     *_pool(LEARNER + r"/MAPHead_0", r"params/tokenizers_\1/learner/pool"),

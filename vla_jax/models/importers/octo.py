@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, trees, types
 from vla_jax.backbones import t5
 from vla_jax.codecs import normalizer as normalizer_lib
+from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.embodiments import widowx
 from vla_jax.models import build, pretrained
 from vla_jax.models.importers import _octo_config, _octo_heads, _octo_params
@@ -83,16 +85,42 @@ class Native:
     """An Octo checkpoint in this project's words: what a checkpoint of ours holds."""
 
     config: config_lib.TrainConfig
+    network: build.Network
     variables: dict[str, Any]
     spaces: tuple[types.ActionSpace, ...]
     normalizer: normalizer_lib.Normalizer
     report: pretrained.Report
 
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What a policy of it expects and answers, for people and for JSON."""
+        stream = self.config.streams[_octo_config.STREAM]
+        modes = {key: fields["action"].mode for key, fields in self.normalizer.entries.items()}
+        return dict(
+            images={view: list(size) for view, size in stream.image_sizes.items()},
+            image_values="uint8 0..255, red green blue",
+            resize=stream.resize,
+            window=stream.window,
+            history="the first observation again before the episode's beginning, masked",
+            language_tokens=stream.max_tokens,
+            statistics=modes,
+            chunk=stream.action_horizon,
+            chunk_begins="at the newest observation",
+            actions={space.name: [group.name for group in space.groups] for space in self.spaces},
+        )
 
-def translate(octo: Octo, **changes: Any) -> Native:
-    """The native form of a checkpoint; `changes` are laid over Octo's config["model"] (tests).
 
-    UserError naming every parameter that is missing, left over or of another shape.
+def translate(
+    octo: Octo,
+    *,
+    text_tokenizer: text_tokenizer_lib.TextTokenizer | None = None,
+    partial: bool = False,
+    **changes: Any,
+) -> Native:
+    """The native form of a checkpoint; `changes` are laid over Octo's config["model"].
+
+    UserError naming every parameter that is missing, left over or of another shape; with `partial`
+    missing ones begin fresh and those left over are dropped, both named in the report.
     """
     config = {**octo.config, "model": {**octo.config["model"], **changes}}
     encoder, text = _text_encoder(octo)
@@ -107,13 +135,24 @@ def translate(octo: Octo, **changes: Any) -> Native:
     parameters |= {f"params/tokenizers_language/encoder/{path}": leaf for path, leaf in text}
     unused = tuple(path for path in unused if not path.startswith(TEXT_ENCODER))
     network = build.network(
-        native, spaces=(space,), text_tokenizer=None, proprio_constants=build.constants(normalizer)
+        native,
+        spaces=(space,),
+        text_tokenizer=text_tokenizer,
+        proprio_constants=build.constants(normalizer),
     )
     example = {_octo_config.STREAM: batch(octo.example)}
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), example))
-    variables, report = _fit(shapes, parameters, unused)
+    init = functools.partial(network.init, jax.random.key(0), example)
+    variables, report = _fit(jax.eval_shape(init), parameters, unused, partial)
+    if report.missing:
+        fresh = trees.flatten(jax.device_get(jax.jit(init)()))
+        variables = {path: variables.get(path, leaf) for path, leaf in fresh.items()}
     return Native(
-        config=native, variables=variables, spaces=(space,), normalizer=normalizer, report=report
+        config=native,
+        network=network,
+        variables=trees.unflatten(variables),
+        spaces=(space,),
+        normalizer=normalizer,
+        report=report,
     )
 
 
@@ -209,6 +248,7 @@ def _tree(octo: Octo, made, heads: dict, objectives: dict) -> dict[str, Any]:
                 readouts=tuple(made.readouts),
                 heads=tuple(heads),
                 objectives=objectives,
+                resize="lanczos3",
                 max_tokens=max([spec.get("max_tokens", 1) for spec in made.tokenizers.values()]),
                 image_sizes={view: tuple(sizes[view]) for view in sizes if view in used},
             )
@@ -279,29 +319,27 @@ def _find(tree: Any, key: str) -> Any:
 
 
 def _fit(
-    shapes: Any, parameters: Mapping[str, np.ndarray], unused: tuple[str, ...]
+    shapes: Any, parameters: Mapping[str, np.ndarray], unused: tuple[str, ...], partial: bool
 ) -> tuple[dict[str, Any], pretrained.Report]:
-    """(parameters as the network wants them, report); UserError for whatever does not fit."""
+    """({path: array} that the network has, report); UserError for whatever does not fit."""
     wanted = {path: tuple(leaf.shape) for path, leaf in trees.items(shapes)}
-    wrong = [f"  missing     {path} {wanted[path]}" for path in wanted if path not in parameters]
-    wrong += [f"  left over   {path}" for path in unused]
-    wrong += [
-        f"  left over   {path} {leaf.shape}"
-        for path, leaf in parameters.items()
-        if path not in wanted
+    missing = tuple(path for path in wanted if path not in parameters)
+    unused += tuple(path for path in parameters if path not in wanted)
+    mapped = {path: parameters[path] for path in wanted if path in parameters}
+    wrong = [
+        f"  shape       {path} is {leaf.shape}, expected {wanted[path]}"
+        for path, leaf in mapped.items()
+        if leaf.shape != wanted[path]
     ]
-    wrong += [
-        f"  shape       {path} is {parameters[path].shape}, expected {wanted[path]}"
-        for path in wanted
-        if path in parameters and parameters[path].shape != wanted[path]
-    ]
+    if not partial:
+        wrong += [f"  missing     {path} {wanted[path]}" for path in missing]
+        wrong += [f"  left over   {path}" for path in unused]
     if wrong:
         raise plugin.UserError(
             "octo checkpoint: its parameters and its config.json do not fit together:\n"
             + "\n".join(wrong)
         )
-    report = pretrained.Report(mapped=tuple(wanted), missing=(), unused=())
-    return trees.unflatten({path: parameters[path] for path in wanted}), report
+    return mapped, pretrained.Report(mapped=tuple(mapped), missing=missing, unused=unused)
 
 
 def _parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,150 @@
+"""Octo's own arrays: an imported checkpoint says what Octo said."""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from vla_jax import plugin, trees, types
+from vla_jax.models.importers import octo
+from vla_jax.nn import layout as layouts
+from vla_jax.nn import visibility
+
+ATOL = 1e-5
+
+
+@pytest.fixture(scope="module")
+def tiny(fixtures_dir):
+    return Golden(fixtures_dir / "octo_golden" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def variant2(fixtures_dir):
+    return Golden(fixtures_dir / "octo_golden" / "variant2")
+
+
+class Golden:
+    """A folder of reference arrays and its checkpoint."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.checkpoint = octo.read(str(folder / "ckpt"))
+        with np.load(folder / "inputs.npz") as file:
+            self.inputs = trees.unflatten(dict(file))
+        with np.load(folder / "outputs.npz") as file:
+            self.outputs = dict(file)
+
+    def batch(self, drop: str = "", steps: slice = slice(None)) -> types.Batch:
+        """The stored inputs, without the entry at path `drop`, at some steps of the window."""
+        flat = trees.flatten(self.inputs)
+        for path in list(flat):
+            if drop and path.startswith(drop):
+                del flat[path]
+            elif path.startswith(("observation/", "action")):
+                flat[path] = flat[path][:, steps]
+        return octo.batch(trees.unflatten(flat))
+
+    @functools.cache  # noqa: B019
+    def native(self, partial: bool = False, **changes) -> octo.Native:
+        return octo.translate(self.checkpoint, partial=partial, **changes)
+
+
+def encoded(native: octo.Native, batch: types.Batch) -> dict[str, types.Output]:
+    run = jax.jit(native.network.encode, static_argnums=2)
+    return jax.device_get(run(native.variables, batch, "robot"))
+
+
+def close(got, reference, atol: float = ATOL) -> None:
+    got, reference = np.asarray(got), np.asarray(reference)
+    assert got.shape == reference.shape
+    assert np.max(np.abs(got - reference)) <= atol * max(1.0, np.max(np.abs(reference)))
+
+
+def ours(name: str) -> str:
+    """Octo's name of a token group in ours."""
+    name = name.replace("obs_task_", "repeat_")
+    return name if name.startswith("readout_") else name.removeprefix("obs_").removeprefix("task_")
+
+
+def compare(golden: Golden, prefix: str, outputs: dict[str, types.Output]) -> set[str]:
+    """Compares every stored group below `prefix`; the names of those compared."""
+    names = {key.split("/")[1] for key in golden.outputs if key.startswith(f"{prefix}/")}
+    for name in names - {"attention_mask"}:
+        tokens, mask = (golden.outputs[f"{prefix}/{name}/{part}"] for part in ("tokens", "mask"))
+        if name in ("obs", "task"):
+            timed = [o for n, o in outputs.items() if o.final.ndim == 4 and "readout_" not in n]
+            read = timed if name == "obs" else [o for o in outputs.values() if o.final.ndim == 3]
+            final = np.concatenate([output.final for output in read], -2)
+            valid = np.concatenate([output.valid for output in read], -1)
+        else:
+            final, valid = outputs[ours(name)].final, outputs[ours(name)].valid
+        close(final, tokens)
+        assert np.array_equal(valid, mask.astype(bool)), name
+    return names
+
+
+def mask(native: octo.Native, outputs: dict[str, types.Output]) -> np.ndarray:
+    """Bool [B, L, L]: what each token saw."""
+    layout = native.network.layout("robot")
+    valid = layouts.join_valid(layout, {name: output.valid for name, output in outputs.items()})
+    rules = visibility.make(native.config.model.rules)
+    return visibility.mask(layout, rules)[None] & np.asarray(valid)[:, None]
+
+
+def test_forward_of_tiny(tiny):
+    native = tiny.native()
+    outputs = encoded(native, tiny.batch())
+    assert len(compare(tiny, "transformer", outputs)) == 7
+    assert np.array_equal(mask(native, outputs), tiny.outputs["attention_mask"][:, 0])
+    assert native.report.missing == native.report.unused == ()
+
+
+@pytest.mark.parametrize(
+    "prefix, changes",
+    [
+        ("legacy_attention", dict(use_correct_attention=False)),
+        ("no_repeat", dict(repeat_task_tokens=False)),
+    ],
+)
+def test_older_forms_of_tiny(tiny, prefix, changes):
+    native = tiny.native(**changes)
+    outputs = encoded(native, tiny.batch())
+    compare(tiny, prefix, outputs)
+    assert np.array_equal(mask(native, outputs), tiny.outputs[f"{prefix}/attention_mask"][:, 0])
+
+
+def test_forward_of_variant2(variant2):
+    native = variant2.native()
+    outputs = encoded(native, variant2.batch())
+    assert len(compare(variant2, "transformer", outputs)) == 10
+    assert np.array_equal(mask(native, outputs), variant2.outputs["attention_mask"][:, 0])
+    without = encoded(native, variant2.batch(drop="task/image_wrist"))
+    compare(variant2, "transformer_nogoalwrist", without)
+
+
+def test_a_zarr_checkpoint_is_the_same(tiny, fixtures_dir):
+    other = octo.read(str(fixtures_dir / "octo_golden" / "tiny" / "ckpt_zarr"))
+    assert other.parameters.keys() == tiny.checkpoint.parameters.keys()
+    same = (np.array_equal(v, tiny.checkpoint.parameters[k]) for k, v in other.parameters.items())
+    assert all(same)
+
+
+def test_what_does_not_fit_is_named(tiny, fixtures_dir, tmp_path):
+    with pytest.raises(plugin.UserError, match="config.json is missing"):
+        octo.read(str(tmp_path))
+    folder = tmp_path / "ckpt"
+    shutil.copytree(fixtures_dir / "octo_golden" / "tiny" / "ckpt", folder)
+    with pytest.raises(plugin.UserError, match="no step 3"):
+        octo.read(str(folder), step=3)
+    file = folder / "7" / "default" / "checkpoint"
+    file.chmod(0o644)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(plugin.UserError, match="is cut off"):
+        octo.read(str(folder))
+    with pytest.raises(plugin.UserError, match="left over   octo_transformer/foreign"):
+        parameters = {**tiny.checkpoint.parameters, "octo_transformer/foreign": np.zeros(3)}
+        octo.translate(dataclasses.replace(tiny.checkpoint, parameters=parameters))

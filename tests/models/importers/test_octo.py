@@ -69,20 +69,19 @@ def ours(name: str) -> str:
     return name if name.startswith("readout_") else name.removeprefix("obs_").removeprefix("task_")
 
 
-def compare(golden: Golden, prefix: str, outputs: dict[str, types.Output]) -> set[str]:
+def compare(golden: Golden, prefix: str, native: octo.Native, outputs: dict) -> set[str]:
     """Compares every stored group below `prefix`; the names of those compared."""
     names = {key.split("/")[1] for key in golden.outputs if key.startswith(f"{prefix}/")}
+    order = native.config.streams["robot"].groups  # jax sorts the keys of dicts
     for name in names - {"attention_mask"}:
-        tokens, mask = (golden.outputs[f"{prefix}/{name}/{part}"] for part in ("tokens", "mask"))
-        if name in ("obs", "task"):
-            timed = [o for n, o in outputs.items() if o.final.ndim == 4 and "readout_" not in n]
-            read = timed if name == "obs" else [o for o in outputs.values() if o.final.ndim == 3]
-            final = np.concatenate([output.final for output in read], -2)
-            valid = np.concatenate([output.valid for output in read], -1)
-        else:
-            final, valid = outputs[ours(name)].final, outputs[ours(name)].valid
-        close(final, tokens)
-        assert np.array_equal(valid, mask.astype(bool)), name
+        tokens, seen = (golden.outputs[f"{prefix}/{name}/{part}"] for part in ("tokens", "mask"))
+        axes = {"obs": 4, "task": 3}
+        read = [ours(name)]
+        if name in axes:  # all of the observation's or the task's groups
+            read = [group for group in order if outputs[group].final.ndim == axes[name]]
+        close(np.concatenate([outputs[group].final for group in read], -2), tokens)
+        valid = np.concatenate([outputs[group].valid for group in read], -1)
+        assert np.array_equal(valid, seen.astype(bool)), name
     return names
 
 
@@ -97,7 +96,7 @@ def mask(native: octo.Native, outputs: dict[str, types.Output]) -> np.ndarray:
 def test_forward_of_tiny(tiny):
     native = tiny.native()
     outputs = encoded(native, tiny.batch())
-    assert len(compare(tiny, "transformer", outputs)) == 7
+    assert len(compare(tiny, "transformer", native, outputs)) == 7
     assert np.array_equal(mask(native, outputs), tiny.outputs["attention_mask"][:, 0])
     assert native.report.missing == native.report.unused == ()
 
@@ -112,17 +111,17 @@ def test_forward_of_tiny(tiny):
 def test_older_forms_of_tiny(tiny, prefix, changes):
     native = tiny.native(**changes)
     outputs = encoded(native, tiny.batch())
-    compare(tiny, prefix, outputs)
+    compare(tiny, prefix, native, outputs)
     assert np.array_equal(mask(native, outputs), tiny.outputs[f"{prefix}/attention_mask"][:, 0])
 
 
 def test_forward_of_variant2(variant2):
     native = variant2.native()
     outputs = encoded(native, variant2.batch())
-    assert len(compare(variant2, "transformer", outputs)) == 10
+    assert len(compare(variant2, "transformer", native, outputs)) == 10
     assert np.array_equal(mask(native, outputs), variant2.outputs["attention_mask"][:, 0])
     without = encoded(native, variant2.batch(drop="task/image_wrist"))
-    compare(variant2, "transformer_nogoalwrist", without)
+    compare(variant2, "transformer_nogoalwrist", native, without)
 
 
 def test_a_zarr_checkpoint_is_the_same(tiny, fixtures_dir):

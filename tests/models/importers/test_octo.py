@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vla_jax import plugin, trees, types
-from vla_jax.models.importers import octo
+from vla_jax.models import build
+from vla_jax.models.importers import _octo_params, octo
 from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
 
@@ -147,3 +148,75 @@ def test_what_does_not_fit_is_named(tiny, fixtures_dir, tmp_path):
     with pytest.raises(plugin.UserError, match="left over   octo_transformer/foreign"):
         parameters = {**tiny.checkpoint.parameters, "octo_transformer/foreign": np.zeros(3)}
         octo.translate(dataclasses.replace(tiny.checkpoint, parameters=parameters))
+
+
+def injected(golden: Golden, prefix: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The stored time [B, W, n] and noise [B, W, n, C, A] of Octo's [n, B, W, 1 or C · A]."""
+    time, noise = (golden.outputs[f"{prefix}/{name}"] for name in ("time", "noise"))
+    time, noise = (np.moveaxis(array, 0, 2) for array in (time, noise))
+    return dict(time=time[..., 0], noise=noise.reshape(*noise.shape[:-1], *shape))
+
+
+def loss(native: octo.Native, variables, batch: types.Batch, keys: dict):
+    """{head: its loss in Octo's scale}, from our sums and counts."""
+    config = native.config
+    context = build.make_context(config, native.spaces, None, {})
+    answers, errors = native.network.apply(variables, batch, "robot", keys)
+    found = {}
+    for name, (objective, weight) in build.objectives(config, context)["robot"].items():
+        total, _ = objective(answers, errors, batch)
+        count = sum(mask.sum() for mask in objective.mask(batch).values())
+        found[name] = weight * total / count
+    return found
+
+
+def test_loss_and_gradient_of_tiny(tiny, fixtures_dir):
+    native, batch = tiny.native(), tiny.batch()
+    keys = {"action": injected(tiny, "loss", (4, 7))}
+
+    @jax.jit
+    @jax.value_and_grad
+    def both(variables):
+        return loss(native, variables, batch, keys)["action"]
+
+    value, gradient = both(native.variables)
+    np.testing.assert_allclose(value, tiny.outputs["loss/loss"], rtol=1e-5)
+    with np.load(fixtures_dir / "octo_golden" / "tiny" / "grads.npz") as file:
+        wanted, unused = _octo_params.place(dict(file))
+    assert not unused
+    got = {path: np.asarray(leaf) for path, leaf in trees.items(gradient)}
+    frozen = {path for path in got if "/encoder/" in path and "language" in path}
+    assert set(got) - set(wanted) == frozen and all(not got[path].any() for path in frozen)
+    apart = np.sqrt(sum(np.sum((got[path] - leaf) ** 2) for path, leaf in wanted.items()))
+    whole = np.sqrt(sum(np.sum(leaf**2) for leaf in wanted.values()))
+    assert apart <= 1e-4 * whole
+    np.testing.assert_allclose(whole, tiny.outputs["loss/grad_global_norm"], rtol=1e-5)
+
+
+def test_losses_of_variant2(variant2):
+    native, batch = variant2.native(), variant2.batch()
+    found = jax.jit(lambda variables: loss(native, variables, batch, {}))(native.variables)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, variant2.outputs[f"heads/{name}/loss"], rtol=1e-5)
+    assert set(found) == {"action", "l1", "discrete", "discrete_map"}
+
+
+def test_samples_of_tiny(tiny):
+    native, batch = tiny.native(), tiny.batch()
+    start, steps = (tiny.outputs[f"sample/{name}"] for name in ("init_noise", "z_per_step"))
+    noise = dict(
+        start=start[:, -1].reshape(-1, 4, 7),
+        steps=np.moveaxis(steps[:, :, -1], 0, 1).reshape(start.shape[0], -1, 4, 7),
+    )
+    run = jax.jit(lambda variables: native.network.sample(variables, batch, "robot", keys))
+    keys = {"action": noise}
+    close(
+        run(native.variables)["action"]["action"], tiny.outputs["sample/actions_normalized"], 2e-4
+    )
+
+
+def test_answers_of_variant2(variant2):
+    native, batch = variant2.native(), variant2.batch()
+    run = jax.jit(lambda variables: native.network.sample(variables, batch, "robot", {}))
+    for name, answer in jax.device_get(run(native.variables)).items():
+        close(answer["action"], variant2.outputs[f"heads/{name}/predict_argmax"])

@@ -26,9 +26,11 @@ CORE = [
     "pillow>=10",
     "psutil>=5.9",
     "rich>=13",
+    "safetensors>=0.6",
     "sentencepiece>=0.2",
     "simplejpeg>=1.8",
     "tensorboardX>=2.6",
+    "tokenizers>=0.21",
 ]
 # Off-screen rendering also needs the system library libosmesa6 (tools/setup_system.sh).
 SIM = ["gymnasium>=1.0", "metaworld==3.1.1", "mujoco==3.3.0"]

@@ -7,7 +7,7 @@ import sys
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 GROUND = ("types", "plugin", "config")
 FOLDERS = ("embodiments", "codecs", "data", "data/sources", "data/standardizers")
-HEAVY = ("jax", "jaxlib", "flax", "tensorflow", "orbax")
+HEAVY = ("jax", "jaxlib", "flax", "tensorflow", "orbax", "tokenizers", "safetensors")
 
 
 def modules() -> list[str]:

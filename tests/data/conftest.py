@@ -44,6 +44,9 @@ class Words:
         ids[: len(words)] = words
         return ids, np.arange(max_tokens) < len(words)
 
+    def no_text(self, max_tokens):
+        return np.zeros(max_tokens, np.int32), np.zeros(max_tokens, bool)
+
 
 def varint(value: int) -> bytes:
     out = bytearray()

@@ -37,12 +37,13 @@ class RMSNorm(nn.Module):
     """[..., D] → [..., D] of mean square 1 over D, scaled (Zhang & Sennrich 2019)."""
 
     dtype: Any = jnp.float32
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(self.dtype)
 
 

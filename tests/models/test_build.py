@@ -1,10 +1,12 @@
 """From a config to bodies, tables and objectives, without data."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
 import pytest
 
+from vla_jax import config as config_lib
 from vla_jax import plugin, types
 from vla_jax.codecs import normalizer as normalizer_lib
 
@@ -82,3 +84,48 @@ def test_context_takes_the_longest_horizon(build, tiny):
     assert isinstance(context, types.Context)
     assert (context.action_horizon, context.action_size, context.width) == (7, 4, 16)
     assert context.vocabulary_size == tiny.WORDS.vocabulary_size
+
+
+ENCODED = dict(type="encoded_language", max_tokens=12)
+ENCODER = dict(
+    type="t5", vocabulary_size=60, width=8, depth=1, heads=2, head_dim=4, mlp=8, buckets=8
+)
+
+
+def worded(tiny, **language):
+    """The config with another tokenizer of the instruction, and only the regression head."""
+    tree = tiny.tree(streams=dict(robot=dict(heads=("action",), readouts=("action",))))
+    tree["model"]["tokenizers"]["language"] = {**ENCODED, **language}
+    tree["model"]["tokenizers"]["primary"].update(film=None)
+    tree["model"]["heads"]["action"].update(reads=())
+    del tree["streams"]["vl"], tree["streams"]["robot"]["objectives"]["point"]
+    return config_lib.parse(config_lib.TrainConfig, tree)
+
+
+def test_what_an_encoder_says_can_be_kept(tiny):
+    config = worded(tiny, encoder=ENCODER)
+    network, batch = tiny.network(config), tiny.batches(config)["robot"]
+    variables = tiny.values(config)
+    assert "encoder" in variables["params"]["tokenizers_language"]
+    ids, mask = batch.task.values["language"], batch.task.masks["language"]
+    said = np.asarray(network.embed_text(variables, "language", ids, mask))
+    assert said.shape == (2, 12, 8) and said.dtype == np.float32
+    task = types.Task.make(values={"language_embedding": said}, masks={"language_embedding": mask})
+    keys = tiny.keys(["action"])
+    answers = [
+        network.sample(variables, dataclasses.replace(batch, task=asked), "robot", keys)
+        for asked in (batch.task, task)
+    ]
+    np.testing.assert_allclose(*(a["action"]["action"] for a in answers), atol=1e-5)
+    with pytest.raises(plugin.UserError, match="text encoder: unknown 'primary'"):
+        network.embed_text(variables, "primary", ids, mask)
+
+
+@pytest.mark.parametrize("tokens", (1, 12))
+def test_random_batches_bring_the_embedding_that_a_tokenizer_asks_for(tiny, tokens):
+    config = worded(tiny, encoder=None, embedding_size=5, max_tokens=tokens)
+    task = tiny.batches(config)["robot"].task
+    lead = (2,) if tokens == 1 else (2, tokens)
+    assert task.values["language_embedding"].shape == (*lead, 5)
+    assert task.masks["language_embedding"].shape == lead
+    assert tiny.shapes(config)["params"]["tokenizers_language"]["project"]["kernel"].shape[0] == 5

@@ -8,7 +8,7 @@ transformer.py, tokenizers.py, vit_encoders.py, action_heads.py, diffusion.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -21,6 +21,8 @@ STEM, ENCODER = SEEN + r"/SmallStem\d*_0", r"params/tokenizers_\1/encoder"
 PATCHES, LEARNER = SEEN + r"/PatchEncoder_0", SEEN + r"/TokenLearner_0"
 RESNET = SEEN + r"/(?:ViTResnet|ResNet26FILM)_0"
 UNIT, OUR_UNIT = RESNET + r"/block(\d+)/unit(\d+)", ENCODER + r"/stage_\2_unit_\3"
+RESNET = SEEN + r"/(?:ViTResnet|ResNet26FILM)_0"
+UNIT, RESIDUAL = RESNET + r"/block(\d)/unit(\d)", ENCODER + r"/stage_\2_unit_\3"
 ATTEND = r"MultiHeadDotProductAttention_0"
 NOISE = r"heads_(\w+)/diffusion_model"
 
@@ -68,6 +70,14 @@ ROWS: tuple[tuple[str, str], ...] = (
     (UNIT + r"/gn_proj/(\w+)", OUR_UNIT + r"/norm_skip/\4"),
     (RESNET + r"/FilmConditioning_(\d+)/Dense_0/(\w+)", ENCODER + r"/film_\2/scale/\3"),
     (RESNET + r"/FilmConditioning_(\d+)/Dense_1/(\w+)", ENCODER + r"/film_\2/shift/\3"),
+    (RESNET + r"/conv_root/kernel", ENCODER + r"/conv_root/kernel"),
+    (RESNET + r"/gn_root/(\w+)", ENCODER + r"/norm_root/\2"),
+    (UNIT + r"/conv(\d)/kernel", RESIDUAL + r"/conv_\4/kernel"),
+    (UNIT + r"/gn(\d)/(\w+)", RESIDUAL + r"/norm_\4/\5"),
+    (UNIT + r"/conv_proj/kernel", RESIDUAL + r"/conv_skip/kernel"),
+    (UNIT + r"/gn_proj/(\w+)", RESIDUAL + r"/norm_skip/\4"),
+    (RESNET + r"/FilmConditioning_(\d)/Dense_0/(\w+)", ENCODER + r"/film_\2/scale/\3"),
+    (RESNET + r"/FilmConditioning_(\d)/Dense_1/(\w+)", ENCODER + r"/film_\2/shift/\3"),
     (LEARNER + r"/pos_embed", r"params/tokenizers_\1/learner/positions/table"),
     (LEARNER + r"/LayerNorm_0/(\w+)", r"params/tokenizers_\1/learner/norm/\2"),
     *_pool(LEARNER + r"/MAPHead_0", r"params/tokenizers_\1/learner/pool"),
@@ -107,21 +117,36 @@ def place(parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     stacks: dict[str, dict[int, np.ndarray]] = {}
     unused = []
     for path, value in parameters.items():
-        for pattern, ours in ROWS:
-            match = re.fullmatch(pattern, path)
-            if match is None:
-                continue
-            target = match.expand(ours)
-            if "layer" in match.groupdict():
-                stacks.setdefault(target, {})[int(match["layer"])] = value
-            else:
-                made[target] = _squeezed(target, value)
-            break
-        else:
+        target, layer = _target(path)
+        if target is None:
             unused.append(path)
+        elif layer is None:
+            made[target] = _squeezed(target, value)
+        else:
+            stacks.setdefault(target, {})[layer] = value
     for target, layers in stacks.items():
         made[target] = _stacked(target, layers)
     return made, tuple(unused)
+
+
+def origins(paths: Iterable[str]) -> dict[str, list[str]]:
+    """{our path: Octo's paths that it is made of}."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        target, _ = _target(path)
+        if target is not None:
+            found.setdefault(target, []).append(path)
+    return found
+
+
+def _target(path: str) -> tuple[str | None, int | None]:
+    """(our path of Octo's, its layer where it is stacked); (None, None) where no row matches."""
+    for pattern, ours in ROWS:
+        match = re.fullmatch(pattern, path)
+        if match is not None:
+            layer = match["layer"] if "layer" in match.groupdict() else None
+            return match.expand(ours), None if layer is None else int(layer)
+    return None, None
 
 
 def _squeezed(target: str, value: np.ndarray) -> np.ndarray:

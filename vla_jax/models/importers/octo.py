@@ -29,13 +29,16 @@ from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.embodiments import widowx
 from vla_jax.models import build, pretrained
-from vla_jax.models.importers import _octo_config, _octo_heads, _octo_params
+from vla_jax.models.importers import (
+    _octo_config,
+    _octo_heads,
+    _octo_params,
+    _octo_statistics,
+)
 
 FILES = ("config.json", "example_batch.msgpack", "dataset_statistics.json")
 PLACEHOLDER = "PLACEHOLDER://"  # of Orbax, before the name of an array that stands elsewhere
 TEXT_ENCODER = "octo_transformer/task_tokenizers_language/hf_model/"
-PROPRIO = "proprio"  # Octo's only reading of the body, and what its group is called here
-FLAT = "octo"  # the dataset key of statistics that name no dataset (fine-tuned checkpoints)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,14 +118,19 @@ def translate(
     *,
     text_tokenizer: text_tokenizer_lib.TextTokenizer | None = None,
     partial: bool = False,
+    window: int | None = None,
     **changes: Any,
 ) -> Native:
     """The native form of a checkpoint; `changes` are laid over Octo's config["model"].
+
+    `window` is another than it was trained with, at most its position tables' length.
 
     UserError naming every parameter that is missing, left over or of another shape; with `partial`
     missing ones begin fresh and those left over are dropped, both named in the report.
     """
     config = {**octo.config, "model": {**octo.config["model"], **changes}}
+    if window is not None:
+        config["window_size"] = window
     encoder, text = _text_encoder(octo)
     made = _octo_config.Translation(config, _facts(octo, encoder))
     heads, objectives = {}, {}
@@ -130,7 +138,7 @@ def translate(
         kwargs = _octo_config.arguments(spec)
         heads[name], objectives[name] = _octo_heads.translate(name, spec["name"], kwargs, made.seen)
     native = config_lib.parse(config_lib.TrainConfig, _tree(octo, made, heads, objectives))
-    space, normalizer = _space(octo), _normalizer(octo)
+    space, normalizer = _space(octo), statistics(octo)
     parameters, unused = _octo_params.place(octo.parameters)
     parameters |= {f"params/tokenizers_language/encoder/{path}": leaf for path, leaf in text}
     unused = tuple(path for path in unused if not path.startswith(TEXT_ENCODER))
@@ -140,7 +148,7 @@ def translate(
         text_tokenizer=text_tokenizer,
         proprio_constants=build.constants(normalizer),
     )
-    example = {_octo_config.STREAM: batch(octo.example)}
+    example = {_octo_config.STREAM: batch(_cut(octo.example, made.window))}
     init = functools.partial(network.init, jax.random.key(0), example)
     variables, report = _fit(jax.eval_shape(init), parameters, unused, partial)
     if report.missing:
@@ -154,6 +162,15 @@ def translate(
         normalizer=normalizer,
         report=report,
     )
+
+
+def _cut(example: Mapping[str, Any], window: int) -> dict[str, Any]:
+    """The example batch with the newest steps of its window."""
+
+    def newest(tree):
+        return jax.tree.map(lambda leaf: leaf[:, -window:], tree)
+
+    return {name: tree if name == "task" else newest(tree) for name, tree in example.items()}
 
 
 def batch(nested: Mapping[str, Any]) -> types.Batch:
@@ -184,7 +201,9 @@ def batch(nested: Mapping[str, Any]) -> types.Batch:
         observation=dict(
             images={view: seen[name] for view, name in pictures.items()},
             image_masks={v: np.asarray(here.get(n, real), bool) for v, n in pictures.items()},
-            proprio={PROPRIO: seen[PROPRIO]} if PROPRIO in seen else {},
+            proprio={_octo_statistics.PROPRIO: seen[_octo_statistics.PROPRIO]}
+            if _octo_statistics.PROPRIO in seen
+            else {},
             timestep_mask=real,
         ),
         task=dict(values=values, masks=masks),
@@ -257,6 +276,12 @@ def _tree(octo: Octo, made, heads: dict, objectives: dict) -> dict[str, Any]:
     )
 
 
+def statistics(octo: Octo, mode: str | None = None) -> normalizer_lib.Normalizer:
+    """The Normalizer of Octo's statistics; `mode` None takes the one that the config says."""
+    where = f"{octo.folder}: dataset_statistics.json"
+    return _octo_statistics.normalizer(where, octo.statistics, octo.config, mode)
+
+
 def _space(octo: Octo) -> types.ActionSpace:
     """The action vector; 7 numbers are taken for Open X-Embodiment's end-effector deltas."""
     size = octo.example["action"].shape[-1]
@@ -266,56 +291,6 @@ def _space(octo: Octo) -> types.ActionSpace:
         unknown = dict(quantity="position", representation="absolute", unit="1")
         groups = (types.ActionGroup(name="action", size=size, **unknown),)
     return types.ActionSpace(name=_octo_heads.SPACE, groups=groups, control_hz=oxe.control_hz)
-
-
-def _normalizer(octo: Octo) -> normalizer_lib.Normalizer:
-    """Octo's statistics by dataset; "normal" is zscore, "bounds" q01_q99 clipped to [-1, 1]."""
-    found = octo.statistics
-    datasets = {FLAT: found} if "action" in found else found
-    kind = _find(octo.config, "action_proprio_normalization_type") or "normal"
-    mode = "q01_q99" if "bounds" in str(kind).lower() else "zscore"
-    entries: dict[str, dict[str, normalizer_lib.Entry]] = {}
-    for key, fields in datasets.items():
-        entries[key] = {}
-        for name, ours in (("action", "action"), (PROPRIO, f"proprio/{PROPRIO}")):
-            if name in fields:
-                entries[key][ours] = _entry(f"{key}.{name}", fields[name], mode)
-    if not all("action" in fields for fields in entries.values()):
-        raise plugin.UserError(
-            f"octo checkpoint {octo.folder}: dataset_statistics.json has no action statistics for "
-            f"{[key for key, fields in entries.items() if 'action' not in fields]}"
-        )
-    return normalizer_lib.Normalizer(entries)
-
-
-def _entry(where: str, found: Mapping[str, Any], mode: str) -> normalizer_lib.Entry:
-    """One field's entry; old checkpoints lack quantiles, and bounds stand in for them."""
-    wanted = ("mean", "std") if mode == "zscore" else ("p01", "p99")
-    for name in wanted:
-        if name not in found:
-            raise plugin.UserError(plugin.unknown(f"dataset_statistics.json {where}", name, found))
-    mean = np.asarray(found.get("mean", found[wanted[0]]), np.float64)
-    spread = np.asarray(found.get("std", np.ones_like(mean)), np.float64)
-    low = found.get("p01", found.get("min", mean - 3 * spread))
-    high = found.get("p99", found.get("max", mean + 3 * spread))
-    numbers = dict(
-        mean=mean, std=spread, min=found.get("min", low), max=found.get("max", high),
-        q01=low, q99=high,
-    )  # fmt: skip
-    lists = {name: tuple(np.asarray(v, np.float64).tolist()) for name, v in numbers.items()}
-    count = int(found.get("num_transitions", 0))
-    active = tuple(np.asarray(found.get("mask", np.ones_like(mean)), bool).tolist())
-    statistics = normalizer_lib.Statistics(count, **lists)
-    return normalizer_lib.Entry(mode, statistics, active, clip=1.0 if mode == "q01_q99" else None)
-
-
-def _find(tree: Any, key: str) -> Any:
-    """The first value under `key`, however deep."""
-    if not isinstance(tree, Mapping):
-        return None
-    if key in tree:
-        return tree[key]
-    return next((v for v in (_find(branch, key) for branch in tree.values()) if v), None)
 
 
 def _fit(

@@ -1,0 +1,1 @@
+"""Comparisons of an imported Octo checkpoint with arrays that Octo itself computed."""

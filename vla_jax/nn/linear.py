@@ -23,12 +23,20 @@ import jax
 import jax.numpy as jnp
 
 Init = Callable[..., jax.Array]
+DEVIATION_FLOOR = 1e-5  # added to a deviation before dividing by it
 
 
 def _default_init(in_axes: Sequence[int], out_axes: Sequence[int]) -> Init:
     """Lecun normal whose fan-in counts every contracted axis of the kernel."""
     return nn.initializers.variance_scaling(
         1.0, "fan_in", "truncated_normal", in_axis=tuple(in_axes), out_axis=tuple(out_axes)
+    )
+
+
+def xavier(in_axes: Sequence[int], out_axes: Sequence[int]) -> Init:
+    """Xavier uniform over every contracted and free axis of the kernel (Glorot & Bengio 2010)."""
+    return nn.initializers.variance_scaling(
+        1.0, "fan_avg", "uniform", in_axis=tuple(in_axes), out_axis=tuple(out_axes)
     )
 
 
@@ -87,7 +95,9 @@ class Einsum(nn.Module):
 class Conv(nn.Module):
     """2D convolution, [..., height, width, D] → [..., height', width', features] in `dtype`.
 
-    `padding` as in `jax.lax.conv_general_dilated`. Leading axes are folded into one.
+    `padding` as in `jax.lax.conv_general_dilated`. Leading axes are folded into one. With
+    `standardize` each output feature's weights are brought to mean 0 and deviation 1 before use
+    (weight standardization, Qiao et al. 2019; the ResNets of ViT, Octo); the parameter stays as is.
     """
 
     features: int
@@ -97,11 +107,15 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
     use_bias: bool = True
     kernel_init: Init = _default_init((0, 1, 2), (3,))
+    standardize: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        if self.standardize:
+            kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
+            kernel = kernel / (jnp.std(kernel, axis=(0, 1, 2), keepdims=True) + DEVIATION_FLOOR)
         lead = x.shape[:-3]
         y = jax.lax.conv_general_dilated(
             x.reshape(-1, *x.shape[-3:]).astype(self.dtype),

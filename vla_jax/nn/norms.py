@@ -47,6 +47,40 @@ class RMSNorm(nn.Module):
         return (x * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(self.dtype)
 
 
+class GroupNorm(nn.Module):
+    """[N, height, width, D] → same, mean 0 and variance 1 over the pixels and each group of D.
+
+    Wu & He 2018. UserError when D does not divide into `groups`.
+    """
+
+    groups: int = 32
+    dtype: Any = jnp.float32
+    scale_init: Any = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        if features % self.groups:
+            raise plugin.UserError(
+                f"group norm {self.name!r}: {features} features do not divide into "
+                f"{self.groups} groups; choose widths or groups that divide"
+            )
+        scale = self.param("scale", self.scale_init, (features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (features,), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - self._mean(x)
+        x = x * (jax.lax.rsqrt(self._mean(jnp.square(x)) + EPSILON) * scale[None, None, None])
+        return (x + bias[None, None, None]).astype(self.dtype)
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        """[N, 1, 1, D]: each feature's mean over the pixels and its group."""
+        # Pixels first: the big reduction keeps the features in the lanes of the processor.
+        mean = jnp.mean(x, axis=(1, 2)).reshape(x.shape[0], self.groups, -1)  # [N, G, D / G]
+        mean = jnp.mean(mean, axis=-1, keepdims=True)
+        size = x.shape[-1] // self.groups
+        return jnp.repeat(mean, size, axis=-1).reshape(x.shape[0], 1, 1, -1)
+
+
 KINDS = {"layer": LayerNorm, "rms": RMSNorm}
 
 

@@ -1,3 +1,3 @@
-"""Floor 3: pretrained vision and text encoders, one file each. Imports nn and below; tokenizers
-and models may import it.
+"""Floor 3: plug-ins that encode images or text for tokenizers, one file each with `make`, `DEBUG`
+and `modality`. Imports nn and below; tokenizers and models may import it.
 """

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.heads import octo
 from vla_jax import plugin
 from vla_jax.heads import _condition
 
@@ -29,10 +30,17 @@ def condition(case, **arguments):
     return _condition.make(case.context, **(full | arguments))
 
 
+def given(case, heads, batch, **arguments):
+    """The vector that a head makes of its condition."""
+    made = condition(case, **arguments)
+    pool = made.pool(jnp.float32)
+    return made(case.outputs, heads, batch, pool and (lambda outputs: pool.apply({}, outputs)))
+
+
 def test_condition_against_loops(case):
     """Offset in 10 cm, tanh of twice that, proprio, mean of the readout, by the row's constants."""
     heads = waypoint(case)
-    got = condition(case)(case.outputs, heads, case.batch)
+    got = given(case, heads, case.batch)
     assert got.shape == (case.B, case.W, 3 + 3 + 3 + case.D)
     for row in range(case.B):
         key = max(int(case.batch.dataset_key[row]), 0)
@@ -54,7 +62,7 @@ def test_a_missing_reading_is_zero(case):
         proprio_masks={"hand": np.zeros((case.B, case.W), bool)},
     )
     batch = dataclasses.replace(case.batch, observation=missing)
-    got = condition(case, readout=None)(case.outputs, waypoint(case), batch)
+    got = given(case, waypoint(case), batch, readout=None)
     np.testing.assert_array_equal(got, np.zeros((case.B, case.W, 9)))
 
 
@@ -135,4 +143,39 @@ def test_bad_arguments(case, spec, message):
 
 def test_an_answer_it_cannot_read(case):
     with pytest.raises(plugin.UserError, match="expected waypoint or point"):
-        condition(case)(case.outputs, {"waypoint": {"mood": jnp.zeros((1, 1, 1))}}, case.batch)
+        given(case, {"waypoint": {"mood": jnp.zeros((1, 1, 1))}}, case.batch)
+
+
+def test_squashed_answers(case):
+    """tanh(x / m)·m of what the head answers without."""
+    plain = dict(type="regression", readout="main", hidden=())
+    harness, variables = case.build(**plain)
+    assert set(variables["params"]["head"]["mlp"]) == {"out"}, "one layer, and no parameters more"
+    answer, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    squashed, _ = case.build(**plain, max_action=0.5)
+    got, _ = squashed.apply(variables, case.outputs, {}, case.batch, case.keys)
+    expected = 0.5 * np.tanh(np.asarray(answer["action"]) / 0.5)
+    np.testing.assert_allclose(got["action"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def golden(fixtures_dir):
+    return octo.load(fixtures_dir / "octo_golden" / "variant2")
+
+
+@pytest.mark.parametrize("name", ["action", "l1"])
+def test_octo_s_continuous_heads(golden, name):
+    """MSE with attention pooling over all observations, L1 over the mean of a readout."""
+    tree, spec = golden.heads[name], dict(type="regression", hidden=(), max_action=5.0)
+    params = {"mlp": {"out": tree["mean_proj"]}}
+    if name == "action":
+        spec |= dict(groups=golden.observed, pool="map", loss="l2")
+        params["pool"] = octo.pool(tree["map_head"])
+    else:
+        spec |= dict(groups=("readout_l1",), loss="l1")
+    answer, errors = octo.run(golden, params, spec)
+    octo.close(answer["action"], golden.arrays[f"heads/{name}/output"])
+    loss = 7 * octo.loss(golden, errors["action"])
+    np.testing.assert_allclose(loss, golden.arrays[f"heads/{name}/loss"], rtol=1e-5)
+    sampled = octo.run(golden, params, spec, "sample")[0]["action"]
+    octo.close(sampled, golden.arrays[f"heads/{name}/predict_argmax"])

@@ -1,4 +1,4 @@
-"""What a head that predicts actions or waypoints knows: read answers, proprio and a readout.
+"""What a head that predicts actions or waypoints knows: read answers, proprio and tokens.
 
 A read head's answer is turned into features by the names of its entries:
 
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from vla_jax import plugin, types
-from vla_jax.heads import _base
+from vla_jax.heads import _pool
 
 OFFSET_UNIT = 0.1  # m
 POSITION_SIZE = 3  # a proprio group that waypoints are relative to begins with x, y, z
@@ -28,25 +28,36 @@ POSITION_SIZE = 3  # a proprio group that waypoints are relative to begins with 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition:
-    """The input vector [B, W, F] of a head, float32; holds no parameters."""
+    """The input vector [B, W, F] of a head, float32; holds no parameters.
 
-    readout: str | None
+    Where there is a `source`, the head makes its `_pool.Pool`, which may have some.
+    """
+
+    source: _pool.Source | None
     reads: tuple[str, ...]
     proprio: tuple[str, ...]
     relative_to: str | None
     scale: tuple  # [dataset_key][P], SI per normalised unit of the group `relative_to`
 
     def __call__(
-        self, outputs: Mapping[str, types.Output], heads: Mapping[str, Any], batch: types.Batch
+        self,
+        outputs: Mapping[str, types.Output],
+        heads: Mapping[str, Any],
+        batch: types.Batch,
+        pool: _pool.Pool | None,
     ) -> jax.Array:
-        """Features of the answers in the order of `reads`, then proprio, then the readout."""
+        """Features of the answers in the order of `reads`, then proprio, then the pooled tokens."""
         parts = []
         for name in self.reads:
             parts += self._features(name, heads[name], batch)
         parts += [proprio(batch, group) for group in self.proprio]
-        if self.readout is not None:
-            parts.append(_base.readout(outputs, self.readout))
+        if pool is not None:
+            parts.append(pool(outputs)[:, :, 0])
         return jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
+
+    def pool(self, dtype: Any) -> _pool.Pool | None:
+        """What reads the source's tokens, for a head's `setup`; None without a source."""
+        return None if self.source is None else _pool.Pool(source=self.source, dtype=dtype)
 
     def _features(self, name: str, answer: Mapping[str, jax.Array], batch: types.Batch):
         if "waypoint" in answer:
@@ -76,16 +87,19 @@ def make(
     reads: tuple[str, ...],
     proprio: tuple[str, ...],
     relative_to: str | None,
+    groups: tuple[str, ...] = (),
+    pool: str = "mean",
 ) -> Condition:
     """A checked Condition; UserError when there is nothing to predict from."""
-    if not (readout or reads or proprio):
+    source = _pool.make(context, readout=readout, groups=groups, pool=pool)
+    if not (source or reads or proprio):
         raise plugin.UserError(
-            f"heads.{context.name}: nothing to predict from; name a readout, a head in reads or a "
-            "proprio group."
+            f"heads.{context.name}: nothing to predict from; name a readout, token groups, a head "
+            "in reads or a proprio group."
         )
     scale = () if relative_to is None else constants(context, relative_to)[1]
     return Condition(
-        readout=readout,
+        source=source,
         reads=tuple(reads),
         proprio=tuple(proprio),
         relative_to=relative_to,

@@ -60,6 +60,7 @@ class Flow(_base.Head, kw_only=True):
             )
             self.velocity_out = linear.Dense(size, dtype=self.dtype)
         else:
+            self.pool = self.condition.pool(self.dtype)
             self.mlp = mlp.Mlp(
                 hidden=self.hidden,
                 features=action_horizon * size,
@@ -99,7 +100,7 @@ class Flow(_base.Head, kw_only=True):
         if self.as_tokens:
             velocity = self.velocity_out(outputs[self.group].final).astype(jnp.float32)
         else:
-            velocity = self._velocity(noisy, t, self.condition(outputs, heads, batch))
+            velocity = self._velocity(noisy, t, self._given(outputs, heads, batch))
         wanted = _base.action_target(batch, self.shape) - noise
         estimate = noisy + (1.0 - t[..., None, None]) * velocity
         return {"action": estimate}, {"action": jnp.square(velocity - wanted)}
@@ -114,7 +115,7 @@ class Flow(_base.Head, kw_only=True):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             noise = jax.vmap(lambda row: self._draw(row, 1)[0][0])(key)
         value = noise.astype(jnp.float32)[:, None]  # [B, 1, C, A]
-        given = None if self.as_tokens else self.condition(outputs, heads, batch)
+        given = None if self.as_tokens else self._given(outputs, heads, batch)
         # A Python loop: `decode` and the layers are bound modules, which jax.lax.scan refuses.
         for step in range(self.steps):
             t = jnp.full(value.shape[:2], step / self.steps, jnp.float32)
@@ -139,6 +140,9 @@ class Flow(_base.Head, kw_only=True):
         times = self.time_in(time_features(t))[:, :, None, :]
         position = self.chunk_position.astype(actions.dtype)[None, None]
         return actions + times + position
+
+    def _given(self, outputs, heads, batch) -> jax.Array:
+        return self.condition(outputs, heads, batch, self.pool)
 
     def _velocity(self, noisy: jax.Array, t: jax.Array, given: jax.Array) -> jax.Array:
         flat = noisy.reshape(*noisy.shape[:2], -1)
@@ -167,6 +171,8 @@ def make(
     reads: tuple[str, ...] = (),
     detach: tuple[str, ...] = (),
     readout: str | None = None,
+    groups: tuple[str, ...] = (),
+    pool: str = "mean",
     action_space: str | None = None,
     action_horizon: int | None = None,
     steps: int = 10,
@@ -179,8 +185,9 @@ def make(
 ) -> Flow:
     """A Flow head over chunks of `action_space`, integrated in `steps` steps when sampling.
 
-    The MLP form is conditioned on `readout`, read answers and proprio (heads/_condition.py); the
-    token form sees what the visibility rules let ``<name>_actions`` see, and takes none of them.
+    The MLP form is conditioned on `readout` or token `groups`, by `pool` (heads/_pool.py), read
+    answers and proprio (heads/_condition.py); the token form sees what the visibility rules let
+    ``<name>_actions`` see, and takes none of them.
     Raises UserError for unknown names and for a condition given to the token form.
     """
     _base.check_reads(context, reads, detach)
@@ -189,15 +196,22 @@ def make(
         raise plugin.UserError(plugin.unknown(f"{where}.time", time, TIMES))
     if steps < 1:
         raise plugin.UserError(f"{where}.steps: got {steps}, expected at least 1.")
-    if as_tokens and (readout or reads or proprio or relative_to):
+    if as_tokens and (readout or groups or reads or proprio or relative_to):
         raise plugin.UserError(
             f"{where}: with as_tokens=True the action tokens read through the trunk; remove "
-            "readout, reads, proprio and relative_to, and say what they see in config.model.rules."
+            "readout, groups, reads, proprio and relative_to, and say what they see in "
+            "config.model.rules."
         )
     condition = None
     if not as_tokens:
         condition = _condition.make(
-            context, readout=readout, reads=reads, proprio=proprio, relative_to=relative_to
+            context,
+            readout=readout,
+            reads=reads,
+            proprio=proprio,
+            relative_to=relative_to,
+            groups=groups,
+            pool=pool,
         )
     return Flow(
         reads=tuple(reads),

@@ -1,13 +1,17 @@
 """Direct regression of a waypoint or of an action chunk, by L1 or L2.
 
-Without `reads` this is the plain head (readout → MLP → chunk, as Octo's L1 head). With them it is
-the smallest chain of thought:
+Without `reads` this is the plain head (readout → MLP → chunk). With them it is the smallest chain
+of thought:
 
     pointing ── point ──▶ waypoint head ── waypoint − hand ──▶ action head ──▶ chunk [C, A]
                           (MLP of x, y, x², y², x·y)           (+ proprio + readout)
 
 A waypoint is the reading of a proprio group (the hand's position) that the episode ends at; it is
 predicted in that group's normalised space.
+
+Octo's ContinuousActionHead (action_heads.py) is `hidden=()`, `max_action=5.0`, loss "l1" or "l2",
+and `pool="map"` for its MSE and L1 heads, over `groups`, all those of the observation, where it
+reads "obs". Its loss is ours, the mean over what is real, times A: give the objective that weight.
 """
 
 from __future__ import annotations
@@ -33,10 +37,12 @@ class Regression(_base.Head, kw_only=True):
     shape: tuple[int, ...]  # (C, A) of an action chunk, (P,) of a waypoint
     hidden: tuple[int, ...]
     activation: str
+    max_action: float | None
     condition: _condition.Condition
     dtype: jnp.dtype
 
     def setup(self):
+        self.pool = self.condition.pool(self.dtype)
         self.mlp = mlp.Mlp(
             hidden=self.hidden,
             features=math.prod(self.shape),
@@ -60,7 +66,10 @@ class Regression(_base.Head, kw_only=True):
         return _base.squeeze(self._predict(*_base.newest(outputs, heads, batch))), cache
 
     def _predict(self, outputs, heads, batch) -> dict[str, jax.Array]:
-        value = self.mlp(self.condition(outputs, heads, batch)).astype(jnp.float32)
+        given = self.condition(outputs, heads, batch, self.pool)
+        value = self.mlp(given).astype(jnp.float32)
+        if self.max_action is not None:
+            value = jnp.tanh(value / self.max_action) * self.max_action
         return {self.target: value.reshape(*value.shape[:2], *self.shape)}
 
 
@@ -70,10 +79,13 @@ def make(
     reads: tuple[str, ...] = (),
     detach: tuple[str, ...] = (),
     readout: str | None = None,
+    groups: tuple[str, ...] = (),
+    pool: str = "mean",
     target: str = "action",
     loss: str = "l1",
     hidden: tuple[int, ...] = (256,),
     activation: str = "gelu",
+    max_action: float | None = None,
     proprio: tuple[str, ...] = (),
     relative_to: str | None = None,
     action_space: str | None = None,
@@ -83,9 +95,10 @@ def make(
     """A Regression head.
 
     `target` is "action" (size from `action_space` and `action_horizon`, else the batch's padded
-    sizes) or "waypoint" (size of the proprio group `group`). `proprio` are groups given as input;
-    `relative_to` is the group that a read waypoint is taken relative to, in metres. Raises
-    UserError for unknown names.
+    sizes) or "waypoint" (size of the proprio group `group`). Tokens come from a `readout` or from
+    token `groups`, by `pool` (heads/_pool.py). `proprio` are groups given as input; `relative_to`
+    is the group that a read waypoint is taken relative to, in metres. With `max_action` answers are
+    squashed into ± that by tanh. Raises UserError for unknown names.
     """
     _base.check_reads(context, reads, detach)
     if loss not in LOSSES:
@@ -105,8 +118,15 @@ def make(
         shape=shape,
         hidden=tuple(hidden),
         activation=activation,
+        max_action=max_action,
         condition=_condition.make(
-            context, readout=readout, reads=reads, proprio=proprio, relative_to=relative_to
+            context,
+            readout=readout,
+            reads=reads,
+            proprio=proprio,
+            relative_to=relative_to,
+            groups=groups,
+            pool=pool,
         ),
         dtype=context.dtype,
     )

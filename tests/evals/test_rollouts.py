@@ -31,7 +31,9 @@ class Still:
     """Stands in for `policy.Policy`: random chunks, and an answer that points at a fixed place."""
 
     rows = 1
-    stream = types.SimpleNamespace(action_horizon=8, window=1)
+    stream = types.SimpleNamespace(
+        action_horizon=8, window=1, image_sizes={"primary": (96, 96), "wrist": (96, 96)}
+    )
 
     def __init__(self, *_):
         self.rng, self.pictures, self.asked, self.masked = np.random.default_rng(0), 0, [], []
@@ -119,6 +121,17 @@ def test_a_random_policy_is_queried_every_fourth_tick(player):
     assert policy.pictures == -(-record["steps"] // 4)  # rendered for queries only
     assert set(policy.asked) == {f"touch the {record['target']}"}
     assert set(policy.masked) == {("primary",)}
+
+
+def test_a_policy_whose_cameras_are_masked_costs_no_pictures(player, monkeypatch):
+    policy = player._policies[(".", "robot")]
+    seen = []
+    monkeypatch.setattr(policy.stream, "image_sizes", {"primary": (96, 96)})
+    monkeypatch.setattr(policy, "observe", lambda row, observation: seen.append(observation))
+    monkeypatch.setattr(player.env, "_render", lambda view: pytest.fail("a picture was rendered"))
+    assert player.do(job("act", 3))["record"]["steps"] >= 1
+    assert {len(each["proprio"]["hand"]) for each in seen} == {3}
+    assert all(each["images"] == {"primary": None} for each in seen)
 
 
 def test_pointing_is_judged_by_the_nearest_card(player):

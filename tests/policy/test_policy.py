@@ -105,6 +105,9 @@ def test_masked_views_change_the_answer(one, recorded):
     one.observe(0, recorded.observation())
     seeing, blind = one.act(ASK)[0], one.act(ASK, masked_views=("primary",))[0]
     assert np.abs(seeing - blind).max() > 1e-6
+    one.reset()
+    one.observe(0, recorded.observation() | {"images": {"primary": None}})
+    np.testing.assert_array_equal(one.act(ASK, masked_views=("primary",))[0], blind)
     batch = one.batch(ASK, masked_views=("primary",))
     assert not batch.observation.image_masks["primary"].any()
     with pytest.raises(plugin.UserError, match="did you mean 'primary'"):

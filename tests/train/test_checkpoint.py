@@ -144,3 +144,18 @@ def test_kill_9_during_a_save_leaves_a_readable_checkpoint(tmp_path, delay):
     assert loaded.meta.step in (1, 2)
     expected = jax.random.normal(jax.random.key(0), (64, 64, 1024))
     np.testing.assert_array_equal(loaded.variables["params"]["kernel"], expected)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(made, tmp_path, monkeypatch):
+    _, config, _, state = made
+    saver = checkpoint.Checkpoints(str(tmp_path / "run"), config, ASSETS)
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    for ask in (lambda: saver.check_space(state), lambda: saver.save(1, state, {"robot": 1})):
+        with pytest.raises(plugin.UserError, match="a checkpoint takes .* free are"):
+            ask()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
+    saver.check_space(state)
+    saver.close()
+    assert list(tmp_path.iterdir()) == []

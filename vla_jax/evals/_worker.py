@@ -225,9 +225,15 @@ class _Chunks:
 
         self._env, self._instruction = env, instruction
         self._executor = chunks.ChunkExecutor(policy, execute_steps, masked_views)
+        self._blind = set(policy.stream.image_sizes) <= set(masked_views)
+
+    def _observe(self, row: int) -> dict:
+        """What the policy is shown; where every camera is masked no picture is rendered."""
+        seen = self._env.observe(render=not self._blind)
+        return seen | {"images": dict.fromkeys(self._env.views)} if self._blind else seen
 
     def act(self) -> np.ndarray:
-        action = self._executor.act(lambda row: self._env.observe(), [self._instruction])[0]
+        action = self._executor.act(self._observe, [self._instruction])[0]
         if not np.all(np.isfinite(action)):
             raise plugin.UserError(f"the policy's action {action} is not finite")
         return action

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,6 +106,20 @@ class Checkpoints:
                 best_mode=keep.best_mode,
             )
 
+    def check_space(self, state: Any) -> None:
+        """UserError when the disk cannot hold one more save of `state` (arrays or shapes).
+
+        Orbax writes from threads of its own; what a full disk makes of them says nothing to people.
+        """
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        place = pathlib.Path(self._resume.directory)
+        free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+        if free < needed:
+            raise plugin.UserError(
+                f"{place}: a checkpoint takes {needed / 1e6:.0f} MB, free are {free / 1e6:.0f} MB; "
+                "make room or choose another --workdir; the run goes on from its last checkpoint"
+            )
+
     def latest(self) -> int | None:
         """The step of the newest resume point, None before the first."""
         return self._resume.latest_step()
@@ -113,6 +128,7 @@ class Checkpoints:
         """Begins to save a resume point; nothing when this step is saved already."""
         if self.latest() == step:
             return
+        self.check_space(state)
         arrays = {"params": state.variables, "optimizer": state.opt_state}
         self._save(self._resume, step, state, n, arrays)
 

@@ -97,6 +97,7 @@ def run(
         else:
             state = start.fresh(plan, pretrained)
         begin = int(state.step)
+        saver.check_space(state)
         ready()
 
         # -------------------------------------------------------------------------------- data

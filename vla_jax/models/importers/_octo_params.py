@@ -21,8 +21,6 @@ STEM, ENCODER = SEEN + r"/SmallStem\d*_0", r"params/tokenizers_\1/encoder"
 PATCHES, LEARNER = SEEN + r"/PatchEncoder_0", SEEN + r"/TokenLearner_0"
 RESNET = SEEN + r"/(?:ViTResnet|ResNet26FILM)_0"
 UNIT, OUR_UNIT = RESNET + r"/block(\d+)/unit(\d+)", ENCODER + r"/stage_\2_unit_\3"
-RESNET = SEEN + r"/(?:ViTResnet|ResNet26FILM)_0"
-UNIT, RESIDUAL = RESNET + r"/block(\d)/unit(\d)", ENCODER + r"/stage_\2_unit_\3"
 ATTEND = r"MultiHeadDotProductAttention_0"
 NOISE = r"heads_(\w+)/diffusion_model"
 
@@ -70,14 +68,6 @@ ROWS: tuple[tuple[str, str], ...] = (
     (UNIT + r"/gn_proj/(\w+)", OUR_UNIT + r"/norm_skip/\4"),
     (RESNET + r"/FilmConditioning_(\d+)/Dense_0/(\w+)", ENCODER + r"/film_\2/scale/\3"),
     (RESNET + r"/FilmConditioning_(\d+)/Dense_1/(\w+)", ENCODER + r"/film_\2/shift/\3"),
-    (RESNET + r"/conv_root/kernel", ENCODER + r"/conv_root/kernel"),
-    (RESNET + r"/gn_root/(\w+)", ENCODER + r"/norm_root/\2"),
-    (UNIT + r"/conv(\d)/kernel", RESIDUAL + r"/conv_\4/kernel"),
-    (UNIT + r"/gn(\d)/(\w+)", RESIDUAL + r"/norm_\4/\5"),
-    (UNIT + r"/conv_proj/kernel", RESIDUAL + r"/conv_skip/kernel"),
-    (UNIT + r"/gn_proj/(\w+)", RESIDUAL + r"/norm_skip/\4"),
-    (RESNET + r"/FilmConditioning_(\d)/Dense_0/(\w+)", ENCODER + r"/film_\2/scale/\3"),
-    (RESNET + r"/FilmConditioning_(\d)/Dense_1/(\w+)", ENCODER + r"/film_\2/shift/\3"),
     (LEARNER + r"/pos_embed", r"params/tokenizers_\1/learner/positions/table"),
     (LEARNER + r"/LayerNorm_0/(\w+)", r"params/tokenizers_\1/learner/norm/\2"),
     *_pool(LEARNER + r"/MAPHead_0", r"params/tokenizers_\1/learner/pool"),

@@ -83,7 +83,7 @@ class StreamConfig:
     validation: dict[str, Spec] = _empty()  # the held-out members; empty = not validated
     max_tokens: int = 16
     image_sizes: dict[str, tuple[int, int]] = _empty()  # view -> (height, width)
-    resize: Literal["area", "lanczos3"] = "area"  # how pictures come to these sizes
+    resize: Literal["area", "tensorflow"] = "area"  # how pictures come to these sizes (images.py)
 
 
 @_section()

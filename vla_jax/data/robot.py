@@ -301,7 +301,7 @@ class RobotRows:
 
     def _decode(self, data: bytes, view: str, row: int) -> np.ndarray:
         try:
-            return images.decode(data)
+            return images.decode(data, self.context.resize)
         except plugin.UserError as error:
             raise plugin.UserError(f"{self._at(view, row)}: {error}") from error
 

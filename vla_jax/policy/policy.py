@@ -200,7 +200,12 @@ class Policy:
         size = self.stream.max_tokens
         nothing = self.text_tokenizer.no_text(size)
         encoded = [
-            self.text_tokenizer.encode_padded(text.strip(), size) if text.strip() else nothing
+            # T5's texts are cut to fit, as Octo cut them; ours are refused where they are too long.
+            self.text_tokenizer.encode_padded(
+                text.strip(), size, cut=self.text_tokenizer.ends_texts
+            )
+            if text.strip()
+            else nothing
             for text in instructions
         ]
         return dict(
@@ -238,7 +243,7 @@ class Policy:
         where = f"observation.images.{view}"
         if isinstance(image, bytes):
             try:
-                image = pixels.decode(image)
+                image = pixels.decode(image, self.stream.resize)
             except plugin.UserError as error:
                 raise plugin.UserError(f"{where}: {error}") from error
         image = np.asarray(image)

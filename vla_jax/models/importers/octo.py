@@ -267,7 +267,7 @@ def _tree(octo: Octo, made, heads: dict, objectives: dict) -> dict[str, Any]:
                 readouts=tuple(made.readouts),
                 heads=tuple(heads),
                 objectives=objectives,
-                resize="lanczos3",
+                resize="tensorflow",
                 max_tokens=max([spec.get("max_tokens", 1) for spec in made.tokenizers.values()]),
                 image_sizes={view: tuple(sizes[view]) for view in sizes if view in used},
             )

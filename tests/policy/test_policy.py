@@ -133,7 +133,11 @@ def test_no_instruction_is_all_padding(one, recorded):
     "change, message",
     [
         (dict(images={"primry": np.zeros((24, 24, 3), np.uint8)}), "missing: unknown 'primary'"),
-        (dict(images={"primary": np.zeros((16, 24, 3), np.uint8)}), "expected uint8 .24, 24, 3."),
+        (
+            dict(images={"primary": np.zeros((24, 24), np.uint8)}),
+            "expected uint8 .height, width, 3",
+        ),
+        (dict(images={"primary": b"no picture"}), "no readable image"),
         (dict(images={"primary": np.zeros((24, 24, 3), np.float32)}), "got float32"),
         (dict(proprio={"ee": np.zeros(3)}), "missing: unknown 'hand'"),
         (dict(proprio={"hand": np.zeros(4)}), "another embodiment"),

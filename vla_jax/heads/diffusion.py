@@ -244,15 +244,9 @@ def make(
     holds there, which must then be finite (Octo). Raises UserError for unknown names and counts.
     """
     _base.check_reads(context, reads, detach)
-    where = f"heads.{context.name}"
-    for name, got, known in (
-        ("sampler", sampler, SAMPLERS),
-        ("loss", loss, LOSSES),
-        ("masked", masked, MASKED),
-    ):
-        if got not in known:
-            raise plugin.UserError(plugin.unknown(f"{where}.{name}", got, known))
     sampling_steps = diffusion_steps if sampling_steps is None else sampling_steps
+    where = f"heads.{context.name}"
+    _check_names(where, sampler, loss, masked)
     _check_counts(where, sampler, diffusion_steps, sampling_steps, n_diffusion_samples)
     spaces = () if action_space else context.action_spaces
     return Diffusion(
@@ -260,29 +254,26 @@ def make(
         detach=tuple(detach),
         shape=_base.action_shape(context, action_space, action_horizon),
         sizes=tuple(space.size for space in spaces),
-        diffusion_steps=diffusion_steps,
-        sampling_steps=sampling_steps,
-        sampler=sampler,
-        n_diffusion_samples=n_diffusion_samples,
-        loss=loss,
-        masked=masked,
-        max_action=max_action,
-        hidden=hidden,
-        depth=depth,
-        time_features=time_features,
-        learned_time=learned_time,
+        diffusion_steps=diffusion_steps, sampling_steps=sampling_steps, sampler=sampler,
+        n_diffusion_samples=n_diffusion_samples, loss=loss, masked=masked, max_action=max_action,
+        hidden=hidden, depth=depth, time_features=time_features, learned_time=learned_time,
         layer_norm=layer_norm,
         condition=_condition.make(
-            context,
-            readout=readout,
-            reads=reads,
-            proprio=proprio,
-            relative_to=relative_to,
-            groups=groups,
-            pool=pool,
+            context, readout=readout, reads=reads, proprio=proprio, relative_to=relative_to,
+            groups=groups, pool=pool,
         ),
         dtype=context.dtype,
-    )
+    )  # fmt: skip
+
+
+def _check_names(where: str, sampler: str, loss: str, masked: str) -> None:
+    for name, got, known in (
+        ("sampler", sampler, SAMPLERS),
+        ("loss", loss, LOSSES),
+        ("masked", masked, MASKED),
+    ):
+        if got not in known:
+            raise plugin.UserError(plugin.unknown(f"{where}.{name}", got, known))
 
 
 def _check_counts(where: str, sampler: str, steps: int, evaluations: int, samples: int) -> None:

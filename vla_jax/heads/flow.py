@@ -205,14 +205,9 @@ def make(
     condition = None
     if not as_tokens:
         condition = _condition.make(
-            context,
-            readout=readout,
-            reads=reads,
-            proprio=proprio,
-            relative_to=relative_to,
-            groups=groups,
-            pool=pool,
-        )
+            context, readout=readout, reads=reads, proprio=proprio, relative_to=relative_to,
+            groups=groups, pool=pool,
+        )  # fmt: skip
     return Flow(
         reads=tuple(reads),
         detach=tuple(detach),

@@ -34,15 +34,15 @@ class FourierFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        half = self.features // 2
+        half, x = self.features // 2, x.astype(jnp.float32)
         if self.learned:
             frequency = self.param("frequency", nn.initializers.normal(0.2), (half,), jnp.float32)
-            frequency = 2.0 * math.pi * frequency
+            x = 2.0 * math.pi * x  # first, as Octo: of 60 rad the last bits are felt
         else:
             powers = np.arange(half, dtype=np.float32) / (half - 1)
             frequency = jnp.asarray(LONGEST**-powers)
         # Products of numbers, no matmul; float32, for bfloat16 is half a turn off at 40·2π.
-        angles = x.astype(jnp.float32)[..., None] * frequency.reshape((1,) * x.ndim + (half,))
+        angles = x[..., None] * frequency.reshape((1,) * x.ndim + (half,))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -19,7 +19,7 @@ STREAM = "robot"
 # Encoders of Octo's vit_encoders.py by the last name of their ModuleSpec: ours, and what differs.
 ENCODERS = {
     "SmallStem": ("small_stem", dict(patch=32)),
-    "SmallStem8": ("small_stem", dict(patch=8, widths=(32, 96, 192))),
+    "SmallStem8": ("small_stem", dict(patch=16, widths=(32, 96, 192))),
     "SmallStem16": ("small_stem", dict(patch=16)),
     "SmallStem32": ("small_stem", dict(patch=32)),
     "PatchEncoder": ("patchify", {}),
@@ -46,9 +46,9 @@ class Facts:
 class Translation:
     """The organs of a native config; `model()` and `stream()` give its tables."""
 
-    def __init__(self, config: Mapping[str, Any], facts: Facts):
-        self._config, self._facts, self._octo = config, facts, config["model"]
-        self.window = int(config.get("window_size") or _window(facts))
+    def __init__(self, theirs: Mapping[str, Any], facts: Facts):
+        self._facts, self._octo = facts, theirs["model"]
+        self.window = int(theirs.get("window_size") or _window(facts))
         self.tokenizers: dict[str, dict] = {}
         tasks, seen = (
             (self._octo.get(table) or {}).items()
@@ -229,9 +229,20 @@ def _encoder(where: str, spec: Mapping) -> dict[str, Any]:
         if name == "use_film":
             continue
         made[names.get(name, name)] = tuple(value) if isinstance(value, list) else value
+    if kind == "small_stem":
+        made = _small_stem(where, made)
     if kind == "resnet":
         made["width"] = int(64 * made.get("width", 1))  # Octo's is a factor
     return made
+
+
+def _small_stem(where: str, made: dict[str, Any]) -> dict[str, Any]:
+    """A SmallStem's spec: its `patch_size` tells the last kernel, its convolutions halve each."""
+    for name, usual in (("kernel_sizes", 3), ("strides", 2), ("padding", 1)):
+        if any(value != usual for value in made.pop(name, ())):
+            raise plugin.UserError(f"{where}: a SmallStem whose {name} are not all {usual}")
+    widths = made.setdefault("widths", (32, 96, 192, 384))
+    return made | dict(patch=max(1, made["patch"] // 16) * 2 ** len(widths))
 
 
 def _window(facts: Facts) -> int:

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 from flax import serialization
 
-from vla_jax import plugin, types
+from vla_jax import plugin, trees, types
+
+assert trees  # registers the dataclasses
 
 
 def load(folder):

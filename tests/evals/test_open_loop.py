@@ -5,6 +5,7 @@ import pytest
 
 from tests.data.conftest import ARM, episode, write_folder
 from vla_jax import plugin
+from vla_jax.data import images
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def open_loop(monkeypatch):
             self.seen[row] = []
 
         def observe(self, row, observation):
-            assert observation["images"]["primary"].shape == (16, 16, 3)
+            assert images.decode(observation["images"]["primary"]).shape == (16, 16, 3)
             self.seen[row].append(observation["proprio"]["hand"])
 
         def act(self, instructions):

@@ -15,7 +15,7 @@ from vla_jax.nn import embedding, grounding
 NAMES = plugin.names("tokenizers")
 B, W, T, D = 2, 3, 5, 16
 SIZES = {"max_tokens": T, "size": 3}
-GIVEN = {"view": "primary", "group": "hand", "finetune": True, **SIZES}
+GIVEN = {"view": "primary", "group": "hand", "groups": ("hand",), "finetune": True, **SIZES}
 
 
 class Host(nn.Module):

@@ -35,7 +35,9 @@ KNOWN = dict(
     head="plain",
     names=("red fox", "blue dog"),
     max_tokens=8,
+    tokens=8,
 )
+SIZED = ("max_tokens", "image_size", "tokens")  # given here whatever their defaults
 # The objective of a head by the names of its errors.
 OBJECTIVES = {
     ("action",): "action",
@@ -148,10 +150,10 @@ def _spec(folder: str, type_: str, base: Mapping) -> dict[str, Any]:
     space = base["model"]["heads"]["plain"]["action_space"]
     group = base["streams"]["robot"]["groups"][-1]
     size = base["model"]["tokenizers"][group].get("size", 1)
-    known = {**KNOWN, "action_space": space, "group": group, "size": size}
+    known = {**KNOWN, "action_space": space, "group": group, "groups": (group,), "size": size}
     for name, parameter in list(inspect.signature(module.make).parameters.items())[1:]:
         open_ended = parameter.kind is parameter.VAR_KEYWORD
-        needed = parameter.default is parameter.empty or name in ("max_tokens", "image_size")
+        needed = parameter.default is parameter.empty or name in SIZED
         if name in spec or open_ended or not needed:
             continue
         if name not in known:

@@ -121,6 +121,7 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_head_only_by_the_checkpoints_statistics(small, tmp_path, capsys):
     from vla_jax import trees
     from vla_jax.cli import main as cli

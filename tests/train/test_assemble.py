@@ -12,6 +12,7 @@ from vla_jax import plugin
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_what_it_began_from(tmp_path):
     from vla_jax.train import assemble
 

@@ -102,6 +102,7 @@ def test_forward_of_tiny(tiny):
     assert native.report.missing == native.report.unused == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix, changes",
     [

@@ -10,6 +10,9 @@ from flax import serialization
 from tests.backbones import golden
 from vla_jax import plugin, types
 
+pytestmark = pytest.mark.slow  # golden arrays; contract tests run by default
+
+
 CONTEXT = types.Context(name="test", width=16)
 CASES = {
     "patch_encoder_film_imagenet": (

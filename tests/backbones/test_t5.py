@@ -12,6 +12,9 @@ from safetensors import numpy as safetensors
 from vla_jax import plugin, trees, types
 from vla_jax.backbones import t5
 
+pytestmark = pytest.mark.slow  # golden arrays; contract tests run by default
+
+
 SIZES = dict(vocabulary_size=20, width=8, depth=2, heads=2, head_dim=3, mlp=12, buckets=8)
 CONTEXT = types.Context(name="language", width=16)
 GATED = dict(SIZES, activation="gated-gelu")

@@ -7,6 +7,9 @@ import pytest
 from tests.heads import octo
 from vla_jax import plugin
 
+pytestmark = pytest.mark.slow  # golden arrays; contract tests run by default
+
+
 SPEC = dict(type="bins", readout="main", action_space="narrow", action_horizon=3, bins=4)
 
 

@@ -12,6 +12,9 @@ from tests.heads import octo
 from vla_jax import plugin
 from vla_jax.heads import diffusion
 
+pytestmark = pytest.mark.slow  # golden arrays; contract tests run by default
+
+
 SPEC = dict(
     type="diffusion", readout="main", action_space="narrow", action_horizon=3, hidden=8, depth=1,
     time_features=4, diffusion_steps=6,

@@ -117,6 +117,7 @@ def test_older_forms_of_tiny(tiny, prefix, changes):
     assert np.array_equal(mask(native, outputs), tiny.outputs[f"{prefix}/attention_mask"][:, 0])
 
 
+@pytest.mark.slow
 def test_forward_of_variant2(variant2):
     native = variant2.native()
     outputs = encoded(native, variant2.batch())
@@ -171,6 +172,7 @@ def loss(native: octo.Native, variables, batch: types.Batch, keys: dict):
     return found
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_of_tiny(tiny, fixtures_dir):
     native, batch = tiny.native(), tiny.batch()
     keys = {"action": injected(tiny, "loss", (4, 7))}
@@ -194,6 +196,7 @@ def test_loss_and_gradient_of_tiny(tiny, fixtures_dir):
     np.testing.assert_allclose(whole, tiny.outputs["loss/grad_global_norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_of_variant2(variant2):
     native, batch = variant2.native(), variant2.batch()
     found = jax.jit(lambda variables: loss(native, variables, batch, {}))(native.variables)
@@ -202,6 +205,7 @@ def test_losses_of_variant2(variant2):
     assert set(found) == {"action", "l1", "discrete", "discrete_map"}
 
 
+@pytest.mark.slow
 def test_samples_of_tiny(tiny):
     native, batch = tiny.native(), tiny.batch()
     start, steps = (tiny.outputs[f"sample/{name}"] for name in ("init_noise", "z_per_step"))
@@ -216,6 +220,7 @@ def test_samples_of_tiny(tiny):
     )
 
 
+@pytest.mark.slow
 def test_answers_of_variant2(variant2):
     native, batch = variant2.native(), variant2.batch()
     run = jax.jit(lambda variables: native.network.sample(variables, batch, "robot", {}))

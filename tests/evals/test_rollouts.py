@@ -70,6 +70,13 @@ def player():
     return _worker.Player(scene, load=Still)
 
 
+@pytest.fixture
+def policy(player):
+    """A fresh Still in the player's hands, whatever ran before: its random numbers begin anew."""
+    player._policies[(".", "robot")] = still = Still()
+    return still
+
+
 def job(kind, seed):
     target, laid = cards.draw_task(seed, names().a, names().a)
     return _worker.Job(kind, "A", "still", seed, target, laid)
@@ -113,9 +120,8 @@ def test_expert_over_two_processes(tmp_path):
     ]
 
 
-def test_a_random_policy_is_queried_every_fourth_tick(player):
+def test_a_random_policy_is_queried_every_fourth_tick(player, policy):
     answer = player.do(job("act", 3))
-    policy = player._policies[(".", "robot")]
     record = answer["record"]
     assert not record["success"] and record["steps"] >= 1
     assert policy.pictures == -(-record["steps"] // 4)  # rendered for queries only
@@ -123,8 +129,7 @@ def test_a_random_policy_is_queried_every_fourth_tick(player):
     assert set(policy.masked) == {("primary",)}
 
 
-def test_a_policy_whose_cameras_are_masked_costs_no_pictures(player, monkeypatch):
-    policy = player._policies[(".", "robot")]
+def test_a_policy_whose_cameras_are_masked_costs_no_pictures(player, policy, monkeypatch):
     seen = []
     monkeypatch.setattr(policy.stream, "image_sizes", {"primary": (96, 96)})
     monkeypatch.setattr(policy, "observe", lambda row, observation: seen.append(observation))

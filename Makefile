@@ -45,7 +45,7 @@ test: setup
 	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: setup
-	$(RUN) -m pytest -n 2 --dist loadgroup -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(RUN) -m pytest -n 2 --dist loadgroup -m slow
 
 demo: setup
 	$(RUN) tools/demo.py --split $(SPLIT) --seed $(SEED) --out runs/demo

@@ -32,6 +32,12 @@ def pytest_configure(config):
             shutil.rmtree(CACHE, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of the whole program, the longest, begin: two workers then end at the same time."""
+    items.sort(key=lambda item: item.path.parent != PROJECT / "tests")
+
+
 @pytest.fixture(scope="session")
 def fixtures_dir() -> pathlib.Path:
     """The folder of recorded data, from VLA_JAX_FIXTURES or ../shared/fixtures; skips if absent."""

@@ -12,8 +12,6 @@ from vla_jax.parallel import arrays, sharding
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import smoke, state, step
 
-pytestmark = pytest.mark.xdist_group("mesh")  # one worker has the gradient to compare with
-
 MESHES = {
     "8x1x1": dict(data=8),
     "1x8x1": dict(fsdp=8, data=1),

@@ -21,8 +21,6 @@ from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import assemble, keys, smoke, start, step
 
-pytestmark = pytest.mark.xdist_group("overfit")  # one worker trains for all
-
 SIZE, ROWS, T, STEPS, PICTURES = (24, 24), 16, 12, 150, 48
 STREAMS = ("robot", "vl")
 # Of its first loss that an objective has left after STEPS on one batch. A head that ignores its

@@ -171,11 +171,13 @@ class NormalizerConfig:
 
 @_section()
 class InitFromConfig:
-    """Another run's parameters to begin with; see models/pretrained.py."""
+    """Others' parameters to begin with: a run's (models/pretrained.py), pretrained encoders'."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     fresh: tuple[str, ...] = ()  # regexes of paths that start anew
     rename: tuple[tuple[str, str], ...] = ()  # (regex, replacement): new path -> checkpoint's path
+    # Tokenizer -> folder of its encoder as Hugging Face has it; loaded over what a checkpoint has.
+    encoders: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @_section()

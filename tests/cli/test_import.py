@@ -71,6 +71,10 @@ def test_a_jpeg_is_read_as_octo_reads_it(golden, policy):
     batch = policy.batch(["pick up the spoon"])
     np.testing.assert_array_equal(batch.observation.images["primary"][0, -1], wanted)
     assert policy.act(["pick up the spoon"])[0].shape == (1, 4, 7)
+    before = policy._embed.cache_info()
+    policy.act(["pick up the spoon"])
+    after = policy._embed.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)  # T5 rested
 
 
 def test_what_is_refused(golden, tmp_path, capsys):

@@ -25,6 +25,7 @@ from vla_jax.models import build
 from vla_jax.train import checkpoint, keys
 
 PROPRIO = build.PROPRIO
+EMBEDDINGS = 256  # instructions whose embedding a policy keeps
 
 
 class Policy:
@@ -76,6 +77,8 @@ class Policy:
         )
         self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
         self._sample = jax.jit(functools.partial(self._apply, stream=stream))
+        self._encoder = self.model.text_encoder(stream)
+        self._embed = functools.lru_cache(EMBEDDINGS)(self._embed)
         self._seed = config.seed
         self.reset()
 
@@ -208,10 +211,18 @@ class Policy:
             else nothing
             for text in instructions
         ]
-        return dict(
-            values={"language": np.stack([pieces for pieces, _ in encoded])},
-            masks={"language": np.stack([mask for _, mask in encoded])},
-        )
+        values = {"language": np.stack([pieces for pieces, _ in encoded])}
+        masks = {"language": np.stack([mask for _, mask in encoded])}
+        if self._encoder:
+            embedded = [self._embed(*(tuple(x.tolist()) for x in row)) for row in encoded]
+            values["language_embedding"] = np.stack(embedded)
+            masks["language_embedding"] = masks["language"]
+        return dict(values=values, masks=masks)
+
+    def _embed(self, ids: tuple[int, ...], mask: tuple[bool, ...]) -> np.ndarray:
+        """float32 [T, F] of an instruction; the frozen encoder runs once for each."""
+        pieces = np.array([ids], np.int32), np.array([mask], bool)
+        return np.asarray(self.model.embed_text(self._variables, self._encoder, *pieces))[0]
 
     def _standard(self, key: str, observation: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """One tick: {"images": {view: (image, seen)}, "proprio": {group: (normalized, seen)}}."""

@@ -31,7 +31,11 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 ROWS = 8
+# As tools/demo.py: malloc keeps its memory, on huge pages.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 T5_TINY = dict(type="t5", width=64, depth=2, heads=4, head_dim=16, mlp=128)
 # Octo on a machine of this kind (jax 0.4.20, medians), in the same units.
 OCTO = dict(
@@ -71,7 +75,8 @@ def child(part: str, folder: pathlib.Path, steps: int, **environment: str) -> di
     """What a part says, run in a process of its own with its own compile cache."""
     folder.mkdir(exist_ok=True)
     words = [__file__, "--part", part, "--folder", str(folder), "--steps", str(steps)]
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", **environment}
+    fixed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "GLIBC_TUNABLES": MALLOC}
+    environment = {**os.environ, **fixed, **environment}
     done = subprocess.run(
         [sys.executable, *words], stdout=subprocess.PIPE, text=True, env=environment, check=True
     )
@@ -130,6 +135,7 @@ def step(arguments, prefix: str = "", **model) -> dict:
             steps.make_train_step(network.apply, objectives, plan.optimizer, made),
             out_shardings=(plan.shardings, arrays.replicated(mesh)),
             donate_argnums=0,
+            compiler_options=made.compiler,
         )
         lowered, trace = timed(lambda: train_step.lower(state, batches))
         compiled, compile_ = timed(lowered.compile)
@@ -216,7 +222,7 @@ def acts(arguments) -> dict:
     def act() -> float:
         images = {name: rng.integers(0, 256, (*size, 3), np.uint8) for name, size in sizes.items()}
         made.observe(0, {"images": images})
-        return timed(lambda: made.act(["put the spoon on the towel"]))[1]
+        return timed(lambda: made.act(["pick it up"]))[1]
 
     first, *later = (act() for _ in range(2 + max(20, arguments.steps)))
     found = dict(load_s=load, first_action_s=first, sample_s=statistics.median(later[1:]))
@@ -242,5 +248,4 @@ def mib() -> float:
 PARTS = dict(mask=mask, step=step, remat=remat, bf16=bf16, policy=policy, policy_bf16=policy_bf16)
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
     sys.exit(main())

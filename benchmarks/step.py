@@ -68,6 +68,7 @@ def measure(config: config_lib.TrainConfig, count: int) -> dict:
             step.make_train_step(network.apply, objectives, plan.optimizer, config),
             out_shardings=(plan.shardings, arrays.replicated(mesh)),
             donate_argnums=0,
+            compiler_options=config.compiler or None,
         )
         state = start.fresh(plan)
         lowered, trace = _timed(lambda: train_step.lower(state, batches))

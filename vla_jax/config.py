@@ -179,6 +179,12 @@ class InitFromConfig:
     # Tokenizer -> folder of its encoder as Hugging Face has it; loaded over what a checkpoint has.
     encoders: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        if not self.checkpoint and (self.fresh or self.rename or not self.encoders):
+            raise plugin.UserError(
+                "config.init_from.checkpoint is missing: name a run's folder, or leave init_from out"
+            )
+
 
 @_section()
 class TrainConfig:
@@ -198,6 +204,8 @@ class TrainConfig:
     sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    # XLA's options for the train_step and for acting, {"xla_…": value}; an unknown one is refused.
+    compiler: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     workers: int = 0  # data processes per stream; 0 = in this one
     writers: tuple[str, ...] = ("jsonl", "tensorboard")
     log_every: int = 50

@@ -19,7 +19,7 @@ from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
 
 MASKED = -1e30  # finite, so that a fully masked row has finite gradients
-BLOCK = 256  # queries at most in a block; a layout of no more tokens is one
+BLOCK = 384  # queries at most in a block; a layout of no more tokens is one
 
 Block = tuple[int, int, int, int]  # first and last (exclusive) query, first and last key
 

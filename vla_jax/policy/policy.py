@@ -76,7 +76,9 @@ class Policy:
             proprio_constants=build.constants(self.normalizer),
         )
         self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
-        self._sample = jax.jit(functools.partial(self._apply, stream=stream))
+        self._sample = jax.jit(
+            functools.partial(self._apply, stream=stream), compiler_options=config.compiler or None
+        )
         self._encoder = self.model.text_encoder(stream)
         self._embed = functools.lru_cache(EMBEDDINGS)(self._embed)
         self._seed = config.seed

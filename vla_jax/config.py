@@ -182,7 +182,7 @@ class InitFromConfig:
     def __post_init__(self):
         if not self.checkpoint and (self.fresh or self.rename or not self.encoders):
             raise plugin.UserError(
-                "config.init_from.checkpoint is missing: name a run's folder, or leave init_from out"
+                "config.init_from.checkpoint is missing: name a run's folder, or no init_from"
             )
 
 

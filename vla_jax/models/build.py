@@ -192,11 +192,6 @@ def network(
 
     `spaces`: the table of action spaces; `proprio_constants`: see `constants`.
     """
-    if "dropout" in config.model.trunk and config.model.trunk["dropout"]:
-        raise plugin.UserError(
-            "config.model.trunk.dropout: the model hands the trunk no random key yet, so that it "
-            "would do nothing; leave it out"
-        )
     context = make_context(config, spaces, text_tokenizer, proprio_constants)
     return Network(vla.VLA(model=config.model, streams=config.streams, context=context))
 

@@ -176,14 +176,11 @@ class InitFromConfig:
     checkpoint: str | None = None
     fresh: tuple[str, ...] = ()  # regexes of paths that start anew
     rename: tuple[tuple[str, str], ...] = ()  # (regex, replacement): new path -> checkpoint's path
-    # Tokenizer -> folder of its encoder as Hugging Face has it; loaded over what a checkpoint has.
-    encoders: dict[str, str] = dataclasses.field(default_factory=dict)
+    encoders: dict[str, str] = dataclasses.field(default_factory=dict)  # tokenizer -> HF's folder
 
     def __post_init__(self):
         if not self.checkpoint and (self.fresh or self.rename or not self.encoders):
-            raise plugin.UserError(
-                "config.init_from.checkpoint is missing: name a run's folder, or no init_from"
-            )
+            raise plugin.UserError("config.init_from.checkpoint is missing: name a run's folder")
 
 
 @_section()

@@ -201,8 +201,7 @@ class TrainConfig:
     sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
-    # XLA's options for the train_step and for acting, {"xla_…": value}; an unknown one is refused.
-    compiler: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    compiler: dict[str, bool | int | str] = dataclasses.field(default_factory=dict)  # XLA's options
     workers: int = 0  # data processes per stream; 0 = in this one
     writers: tuple[str, ...] = ("jsonl", "tensorboard")
     log_every: int = 50

@@ -3,11 +3,13 @@
   python tools/compare_octo.py --golden ../shared/fixtures/octo_golden/tiny
 
 Masks, embeddings, schedules, losses at the stored time and noise, gradients, samples with the
-stored noise, optimizer steps, bins, stand-alone modules: whatever arrays the folder holds. The
-last line is one JSON object: {"file:array": {"max_abs", "tolerance", "pass"}, …, "not_compared":
-{array: why}}; tolerance is atol · max(1, max|reference|), for masks no difference at all. Exit code
-1 when an array differs, when one is neither compared nor left out for a stated reason, and when one
-that arrays.json lists is missing; 2 for a folder of another kind.
+stored noise, optimizer steps, bins, stand-alone modules: whatever arrays the folder holds, of
+whatever sizes. The last line is one JSON object: {"file:array": {"max_abs", "tolerance", "pass"},
+…, "not_compared": {"file:array": why}}; tolerance is atol · max(1, max|reference|), of losses,
+rates and norms atol · |reference|, for masks and integers no difference at all. Inputs stand under
+"not_compared", as such. An array that is missing, has another shape or that no comparison knows is
+an entry that does not pass, with "why" (its max_abs stands for an infinite one). Exit code 1 when
+an entry does not pass; 2 for a folder of another kind.
 """
 
 from __future__ import annotations
@@ -30,27 +32,48 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--golden", required=True, help="folder with ckpt/, arrays.json, *.npz")
     arguments = parser.parse_args(argv)
     try:
-        verdicts, excused, unaccounted = compare(pathlib.Path(arguments.golden))
+        found = compare(pathlib.Path(arguments.golden))
     except plugin.UserError as error:
         print(f"compare_octo: {error}", file=sys.stderr)
         return 2
-    failed = [name for name, verdict in verdicts.items() if not verdict["pass"]]
-    for name in failed:
-        print(f"differs: {name} {verdicts[name]}", file=sys.stderr)
-    for name, why in unaccounted.items():
-        print(f"unaccounted: {name}: {why}", file=sys.stderr)
-    print(json.dumps({**verdicts, "not_compared": excused, "unaccounted": unaccounted}))
-    return 1 if failed or unaccounted else 0
+    verdicts = {name: verdict for name, verdict in found.items() if name != "not_compared"}
+    failed = {name: verdict for name, verdict in verdicts.items() if not verdict["pass"]}
+    for name, verdict in failed.items():
+        print(f"differs: {name} {verdict}", file=sys.stderr)
+    print(f"{len(verdicts) - len(failed)} pass, {len(failed)} do not", file=sys.stderr)
+    print(json.dumps(found))
+    return 1 if failed else 0
 
 
-def compare(folder: pathlib.Path) -> tuple[dict, dict, dict]:
-    """(verdicts, what was left out and why, what is unaccounted for) of a golden folder."""
-    from tools.octo_golden import forward, golden, heads, modules, training
+def compare(folder: pathlib.Path) -> dict:
+    """{"file:array": verdict, …, "not_compared": {…}} of a golden folder."""
+    from tools.octo_golden import (
+        draws,
+        dropped,
+        forward,
+        golden,
+        heads,
+        intermediates,
+        modules,
+        parameters,
+        sampling,
+        training,
+    )
 
     found = golden.Golden(folder)
-    for part in (forward, heads, training, modules):
+    for part in (
+        parameters,
+        forward,
+        heads,
+        sampling,
+        training,
+        modules,
+        draws,
+        dropped,
+        intermediates,
+    ):
         part.compare(found)
-    return found.verdicts, found.excused, found.unaccounted()
+    return found.report()
 
 
 if __name__ == "__main__":

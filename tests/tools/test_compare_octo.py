@@ -1,13 +1,16 @@
 """The parity tool judges: it fails on what differs, is missing, or is unknown to it."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
+from tests.tools import octo_variation
 from tools import compare_octo
-from tools.octo_golden import forward, golden
+from tools.octo_golden import forward, golden, parameters
+from vla_jax.models.importers import _octo_params
 
 
 @pytest.fixture
@@ -31,40 +34,69 @@ def write(folder, arrays: dict, listed: dict | None = None) -> None:
 
 def judged(folder, capsys) -> tuple[int, dict]:
     code = compare_octo.main(["--golden", str(folder)])
-    return code, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    for name, verdict in found.items():
+        if name == "not_compared":
+            assert all(isinstance(why, str) and why for why in verdict.values())
+        else:
+            assert {"max_abs", "tolerance", "pass"} <= set(verdict), name
+            assert verdict["pass"] == (verdict["max_abs"] <= verdict["tolerance"]), name
+    return code, found
+
+
+def failed(found: dict) -> dict:
+    return {n: v for n, v in found.items() if n != "not_compared" and not v["pass"]}
 
 
 def test_a_changed_array_and_a_missing_one_fail(folder, capsys):
     with np.load(folder / "outputs.npz") as file:
         whole = dict(file)
     code, found = judged(folder, capsys)
-    assert code == 0 and found["unaccounted"] == {}
-    assert {f"outputs.npz:{name}" for name in whole} <= set(found)
+    assert code == 0 and not failed(found)
+    assert {f"outputs.npz:{name}" for name in whole} == set(found) - {"not_compared"}
+    assert all(name.startswith("inputs.npz:") for name in found["not_compared"])
     name = "schedule/cosine_beta_20"
+    known, rest = f"outputs.npz:{name}", {n: a for n, a in whole.items() if n != name}
     write(folder, whole | {name: whole[name] + np.float32(1e-3)})
     code, found = judged(folder, capsys)
-    assert code == 1 and not found[f"outputs.npz:{name}"]["pass"]
-    assert found[f"outputs.npz:{name}"]["max_abs"] == pytest.approx(1e-3, rel=1e-3)
-    write(folder, {n: a for n, a in whole.items() if n != name}, listed=whole)
+    assert code == 1 and list(failed(found)) == [known]
+    assert found[known]["max_abs"] == pytest.approx(1e-3, rel=1e-3)
+    write(folder, rest, listed=whole)
     code, found = judged(folder, capsys)
-    assert code == 1 and "missing" in found["unaccounted"][f"outputs.npz:{name}"]
-    write(folder, whole | {"news/of_octo": np.zeros(3, np.float32)})
+    assert code == 1 and "missing" in found[known]["why"]
+    write(folder, rest | {"schedule/renamed": whole[name]}, listed=whole)
     code, found = judged(folder, capsys)
-    assert code == 1 and list(found["unaccounted"]) == ["outputs.npz:news/of_octo"]
+    assert code == 1 and set(failed(found)) == {known, "outputs.npz:schedule/renamed"}
+    for wrong in (whole[name][:-1], np.full_like(whole[name], np.nan)):
+        write(folder, whole | {name: wrong})
+        code, found = judged(folder, capsys)
+        assert code == 1 and list(failed(found)) == [known] and found[known]["why"]
+
+
+def test_an_unknown_array_and_a_file_that_is_gone_fail(folder, capsys):
+    with np.load(folder / "outputs.npz") as file:
+        whole = dict(file)
+    news = ("news/of_octo", "transformer_upside_down/obs/tokens", "prng/news", "train_dropout/x")
+    write(folder, whole | {name: np.zeros(3, np.float32) for name in news})
+    np.savez(folder / "more.npz", x=np.zeros(2))
+    code, found = judged(folder, capsys)
+    assert code == 1
+    assert set(failed(found)) == {f"outputs.npz:{name}" for name in news} | {"more.npz:x"}
+    (folder / "more.npz").unlink()
+    write(folder, whole)
+    data = (folder / "outputs.npz").read_bytes()
+    (folder / "outputs.npz").write_bytes(data[: len(data) // 2])
+    code, found = judged(folder, capsys)
+    assert code == 1 and "cannot be read" in found["outputs.npz"]["why"]
+    assert {f"outputs.npz:{name}" for name in whole} <= set(failed(found))
+    (folder / "outputs.npz").unlink()
+    code, found = judged(folder, capsys)
+    assert code == 1 and {f"outputs.npz:{name}" for name in whole} == set(failed(found))
 
 
 def test_a_foreign_folder_is_a_mistake(tmp_path, capsys):
     assert compare_octo.main(["--golden", str(tmp_path)]) == 2
     assert "expected a folder with ckpt/" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "variant2"])
-def test_every_array_of_the_goldens(fixtures_dir, capsys, name):
-    code, found = judged(fixtures_dir / "octo_golden" / name, capsys)
-    wrong = [n for n, v in found.items() if isinstance(v, dict) and v.get("pass") is False]
-    assert code == 0 and not wrong and not found["unaccounted"]
-    assert len(found) > 100 if name == "tiny" else len(found) > 70
 
 
 def test_masks_that_differ_in_one_place_fail(fixtures_dir):
@@ -76,4 +108,77 @@ def test_masks_that_differ_in_one_place_fail(fixtures_dir):
     wrong[0, 0, -1, 0] ^= True
     found.compare("attention_mask", wrong)
     assert not found.verdicts["outputs.npz:attention_mask"]["pass"]
-    assert forward.ours("obs_task_language") == "repeat_language"
+    assert golden.ours("obs_task_language") == "repeat_language"
+    assert forward.OLDER["no_repeat"] == dict(repeat_task_tokens=False)
+    # The importer's table can be read backwards.
+    read = {p: a for p, a in found.checkpoint.parameters.items() if "hf_model" not in p}
+    back = parameters.theirs(_octo_params.place(read)[0], read)
+    assert back.keys() == read.keys()
+    assert all(np.array_equal(back[path], array) for path, array in read.items())
+
+
+# What stays uncompared in the stored folders, but for inputs: softmax does not see a bias of keys,
+# nor a group norm of single features the bias before it.
+EXCUSED = {
+    "tiny": r"params_(delta_)?after_3_steps\.(npz|json):\S+/(key|StdConv_[012])/bias(/\w*norm)?",
+    "variant2": r"(?!)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "variant2"])
+def test_every_array_of_the_goldens(fixtures_dir, capsys, name):
+    folder = fixtures_dir / "octo_golden" / name
+    code, found = judged(folder, capsys)
+    assert code == 0 and not failed(found), failed(found)
+    # Nothing that Octo computed is an input, but for what a head or a schedule was given.
+    given = r"(inputs|modules)\.npz:.*|outputs\.npz:(create_tasks|bin/.*/x|eps/|lr/.*_st).*"
+    for known, why in found["not_compared"].items():
+        assert re.fullmatch(given if "given to our" in why else EXCUSED[name], known), (known, why)
+    for file in folder.glob("*.npz"):
+        with np.load(file) as arrays:
+            names = {f"{file.name}:{array}" for array in arrays}
+        assert names <= set(found) | set(found["not_compared"])
+
+
+@pytest.mark.slow
+def test_a_folder_of_other_sizes(fixtures_dir, tmp_path, capsys, monkeypatch):
+    source = fixtures_dir / "octo_golden" / "tiny"
+    files = octo_variation.write(source, tmp_path)
+    answers: dict[str, np.ndarray] = {}
+    settle = golden.Golden.settle
+
+    def compare(self, name, got, atol=golden.ATOL, file=golden.OUTPUTS, relative=False):
+        if name in self.files.get(file, {}):
+            answers[f"{file}:{name}"] = np.asarray(got)
+            settle(self, f"{file}:{name}", 0.0, atol)
+
+    monkeypatch.setattr(golden.Golden, "compare", compare)
+    monkeypatch.setattr(golden.Golden, "settle", lambda self, known, *_: settle(self, known, 0, 1))
+    code, found = judged(tmp_path, capsys)
+    assert code == 0, failed(found)
+    excused = {known for known, why in found["not_compared"].items() if "given to our" not in why}
+    assert not excused
+    for file, arrays in files.items():
+        for name, array in arrays.items():
+            known = f"{file}:{name}"
+            assert known in found or known in found["not_compared"]
+            if known in answers:
+                assert answers[known].shape == array.shape and np.isfinite(answers[known]).all()
+    for name in ("sample/actions_normalized", "sample/actions_h2window", "eps/pred_eps"):
+        assert np.abs(answers[f"outputs.npz:{name}"]).max() > 0.01
+    # The same answers again, as references: now the tool itself judges.
+    monkeypatch.undo()
+    known = {n.split(":", 1)[1]: a for n, a in answers.items() if n.startswith("outputs.npz:")}
+    whole = files["outputs.npz"] | {
+        n: known[n].astype(files["outputs.npz"][n].dtype) for n in known
+    }
+    for name in list(whole):  # what was told of the zeros that stood for Octo's embeddings
+        if re.search(r"x_per_step|shape2$|h2window|embodiment4", name) and "plain" not in name:
+            del whole[name]
+    whole["heads/plain/output"] = whole["heads/plain/output"] + np.float32(1e-3)
+    write(tmp_path, whole)
+    for file in ("grad_norms.json", "grads.npz", "params_delta_after_3_steps.npz"):
+        (tmp_path / file).unlink()
+    code, found = judged(tmp_path, capsys)
+    assert code == 1 and list(failed(found)) == ["outputs.npz:heads/plain/output"]

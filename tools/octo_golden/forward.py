@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
 
-from tools.octo_golden.golden import Golden, encoded, ours
+from tools.octo_golden.golden import OUTPUTS, Golden, ours
 from vla_jax.models.importers import octo
 from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
@@ -16,73 +17,127 @@ OLDER = {
     "legacy_attention": dict(use_correct_attention=False),
     "no_repeat": dict(repeat_task_tokens=False),
 }
+JOINED = {"obs": 4, "task": 3}  # all groups of the observation, of the task; axes of their tokens
 
 
 def compare(golden: Golden) -> None:
     """Every array below transformer…/, attention_mask, legacy_attention/, no_repeat/."""
-    prefixes = sorted({name.split("/")[0] for name in golden.outputs})
-    for prefix in prefixes:
+    for prefix in sorted({name.split("/")[0] for name in golden.outputs}):
         if prefix == "attention_mask":
-            native = golden.native()
-            golden.compare(prefix, mask(native, encoded(native, golden.batch()))[:, None])
+            golden.attempt(_mask)
         elif prefix in OLDER:
-            native = golden.native(**OLDER[prefix])
-            _groups(golden, prefix, native, encoded(native, golden.batch()))
-        elif prefix == "transformer" or prefix.startswith("transformer_"):
-            _form(golden, prefix)
+            golden.attempt(_older, prefix)
+        elif prefix.split("_")[0] == "transformer":
+            golden.attempt(_form, prefix)
+
+
+def _mask(golden: Golden) -> None:
+    native = golden.native()
+    outputs = golden.ask(native, "encode", golden.batch())
+    golden.compare("attention_mask", mask(native, outputs)[:, None])
+
+
+def _older(golden: Golden, prefix: str) -> None:
+    native = golden.native(**OLDER[prefix])
+    groups(golden, prefix, native, golden.ask(native, "encode", golden.batch()))
 
 
 def _form(golden: Golden, prefix: str) -> None:
-    """transformer, transformer_h1 (the newest steps), transformer_noX (X left out)."""
-    form = prefix.removeprefix("transformer").removeprefix("_")
-    steps = re.fullmatch(r"h(\d+)", form)
-    if not form:
-        native, batch = golden.native(), golden.batch()
-    elif steps:
-        native = window(golden, int(steps[1]))
-        batch = golden.batch(steps=slice(-int(steps[1]), None))
-    elif form.startswith("no"):
-        native, batch = without(golden, form.removeprefix("no"))
-    else:
-        golden.excuse(f"{prefix}/", f"no comparison knows the form {form!r}")
-        return
-    _groups(golden, prefix, native, encoded(native, batch))
+    found = form(golden, prefix)
+    if found is not None:  # else its arrays stay unaccounted for
+        groups(golden, prefix, found[0], golden.ask(found[0], "encode", found[1]))
 
 
-def window(golden: Golden, steps: int) -> octo.Native:
-    """The network over a shorter window, with the same parameters."""
-    return octo.translate(golden.checkpoint, window=steps)
+def form(golden: Golden, prefix: str):
+    """(network, batch) of a form of the network, None for an unknown one.
+
+    transformer, transformer_h1 (the newest steps), transformer_noX (X left out).
+    """
+    what = prefix.removeprefix("transformer").removeprefix("_")
+    steps = re.fullmatch(r"h(\d+)", what)
+    if not what:
+        return golden.native(), golden.batch()
+    if steps:
+        return recent(golden, int(steps[1]))
+    return without(golden, what.removeprefix("no")) if what.startswith("no") else None
+
+
+def told(golden: Golden, prefix: str):
+    """(network, batch, outputs) of a form; where Octo's embeddings are stored, outputs are they."""
+    native, batch = form(golden, prefix)
+    outputs = dict(golden.ask(native, "encode", batch))
+    for name in golden.names(f"{prefix}/"):
+        group, tokens = ours(name.split("/")[1]), golden.outputs[name]
+        if name.endswith("/tokens") and group in outputs:
+            if outputs[group].final.shape == tokens.shape:
+                outputs[group] = dataclasses.replace(outputs[group], final=tokens)
+    return native, batch, outputs
+
+
+def recent(golden: Golden, steps: int):
+    """(network, batch) of the newest steps of the window."""
+    return golden.native(window=steps), golden.batch(steps=slice(-steps, None))
 
 
 def without(golden: Golden, what: str):
-    """(network, batch) without a goal ("goalwrist"), a camera or a reading ("wrist", "proprio")."""
+    """(network, batch) without a goal ("goalwrist"), the goals, the language, a camera, a reading.
+
+    Without its goal an image tokenizer sees black; a tokenizer that has nothing to read is not
+    there, nor are its tokens.
+    """
     if what.startswith("goal"):
-        return golden.native(), golden.batch(drop=f"task/image_{what.removeprefix('goal')}")
-    key = what if f"observation/{what}" in golden.inputs else f"image_{what}"
-    tables = golden.checkpoint.config["model"]["observation_tokenizers"]
-    kept = {}
-    for name, spec in tables.items():
-        kwargs = spec["kwargs"]
-        wanted = kwargs.get("obs_stack_keys", kwargs.get("obs_keys", ()))
-        if not any(re.match(pattern, key) for pattern in wanted):
-            kept[name] = spec
-    native = golden.native(partial=True, observation_tokenizers=kept)
-    return native, golden.batch(drop=f"observation/{key}")
+        begin = f"task/image_{what.removeprefix('goal')}"
+        paths = [p for p in golden.inputs if p == begin or (what == "goal" and p.startswith(begin))]
+        return golden.native(), golden.batch(drop=_there(what, paths))
+    model, changes = golden.checkpoint.config["model"], {}
+    if what == "language":
+        paths = [p for p in golden.inputs if p.startswith("task/language_instruction")]
+        changes = dict(task_tokenizers={})
+    else:
+        key = what if f"observation/{what}" in golden.inputs else f"image_{what}"
+        paths = [p for p in golden.inputs if p == f"observation/{key}"]
+        changes = dict(
+            observation_tokenizers={
+                name: spec
+                for name, spec in model["observation_tokenizers"].items()
+                if not _reads(spec["kwargs"], key)
+            }
+        )
+    native = golden.native(partial=True, **changes)
+    return native, golden.batch(drop=_there(what, paths))
 
 
-def _groups(golden: Golden, prefix: str, native: octo.Native, outputs: dict) -> None:
+def _there(what: str, paths: list[str]) -> tuple[str, ...]:
+    if not paths:
+        raise ValueError(f"inputs.npz has nothing called {what!r} that could be left out")
+    return tuple(paths)
+
+
+def _reads(kwargs: dict, key: str) -> bool:
+    """Whether a tokenizer stacks the observation `key`: Octo's keys are regexes of beginnings."""
+    patterns = kwargs.get("obs_stack_keys", kwargs.get("obs_keys", ("image_.*", "depth_.*")))
+    return any(re.match(pattern, key) for pattern in patterns)
+
+
+def groups(
+    golden: Golden, prefix: str, native: octo.Native, outputs: dict, file: str = OUTPUTS
+) -> None:
+    """Embeddings and masks of the groups below a prefix, and its attention_mask."""
     order = native.config.streams["robot"].groups  # jax sorts the keys of dicts
-    for name in {name.split("/")[1] for name in golden.names(f"{prefix}/")}:
+    below = [name.removeprefix(f"{prefix}/") for name in golden.names(f"{prefix}/", file)]
+    for name in {name.split("/")[0] for name in below}:
         if name == "attention_mask":
-            golden.compare(f"{prefix}/{name}", mask(native, outputs)[:, None])
+            golden.compare(f"{prefix}/{name}", mask(native, outputs)[:, None], file=file)
             continue
-        axes, read = {"obs": 4, "task": 3}, [ours(name)]
-        if name in axes:  # all of the observation's or the task's groups
-            read = [group for group in order if outputs[group].final.ndim == axes[name]]
+        read = [ours(name)]
+        if name in JOINED:
+            read = [group for group in order if outputs[group].final.ndim == JOINED[name]]
+        if not set(read) <= set(outputs):
+            continue  # no group of ours: its arrays stay unaccounted for
         final = np.concatenate([outputs[group].final for group in read], -2)
         valid = np.concatenate([outputs[group].valid for group in read], -1)
-        golden.compare(f"{prefix}/{name}/tokens", final)
-        golden.compare(f"{prefix}/{name}/mask", valid)
+        golden.compare(f"{prefix}/{name}/tokens", final, file=file)
+        golden.compare(f"{prefix}/{name}/mask", valid, file=file)
 
 
 def mask(native: octo.Native, outputs: dict) -> np.ndarray:

@@ -9,6 +9,8 @@ CONSTRAINTS := constraints-$(PYVER).txt
 # The stamp carries the Python version: another PYTHON builds the environment anew.
 STAMP := $(VENV)/.ready-$(PYVER)
 RUN := $(VENV)/bin/python
+# A file's tests share fixtures, so one worker takes them all, in the order of conftest.py.
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export MUJOCO_GL ?= osmesa
 
 .DEFAULT_GOAL := help
@@ -39,13 +41,13 @@ endif
 check: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -q -n 2 --dist loadgroup -m "not slow and not sim and not mesh"
+	$(PYTEST) -q -m "not slow and not sim and not mesh"
 
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(RUN) -m pytest -n 2 --dist loadgroup -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow
 
 demo: setup
 	$(RUN) tools/demo.py --split $(SPLIT) --seed $(SEED) --out runs/demo

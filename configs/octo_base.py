@@ -1,8 +1,9 @@
-"""Octo-Base: its trunk (vit_b), window and token counts, trained on robot episodes.
+"""Octo-Base (vit_b) as released, its T5 frozen, trained on robot episodes; see octo_parts.py.
 
-vla train --config configs/octo_base.py:data=data/bridge_dataset/1.0.0 --workdir runs/octo_base
+vla train --config configs/octo_base.py:t5=data/t5-base --workdir runs/octo_base
 
-Arguments: data; text_tokenizer, made by `vla data text-tokenizer`; steps, batch_size, workers.
+Arguments: data, Bridge as RLDS; t5, a folder with T5-base's model.safetensors and spiece.model;
+steps, batch_size, workers.
 """
 
 import octo_parts

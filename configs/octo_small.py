@@ -1,8 +1,9 @@
-"""Octo-Small: its trunk (vit_s), window and token counts, trained on robot episodes.
+"""Octo-Small (vit_s) as released, its T5 frozen, trained on robot episodes; see octo_parts.py.
 
-vla train --config configs/octo_small.py:data=data/bridge_dataset/1.0.0 --workdir runs/octo_small
+vla train --config configs/octo_small.py:t5=data/t5-base --workdir runs/octo_small
 
-Arguments: data; text_tokenizer, made by `vla data text-tokenizer`; steps, batch_size, workers.
+Arguments: data, Bridge as RLDS; t5, a folder with T5-base's model.safetensors and spiece.model;
+steps, batch_size, workers.
 """
 
 import octo_parts

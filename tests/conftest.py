@@ -13,6 +13,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+# XLA's effort goes into speed that tiny models cannot show: without it the suite takes two thirds
+# of the time. `make test-slow` compiles as a user does.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Compiled programs are kept between runs: the same results bit for bit, a quarter of the time.
 CACHE = PROJECT / ".cache" / "jax-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
@@ -27,6 +30,12 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # once, before xdist's workers start
         if sum(entry.stat().st_size for entry in CACHE.glob("*")) > 2**30:
             shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of the whole program, the longest, begin: two workers then end at the same time."""
+    items.sort(key=lambda item: item.path.parent != PROJECT / "tests")
 
 
 @pytest.fixture(scope="session")

@@ -29,10 +29,7 @@ def small():
     assert set(config.streams) == {"robot", "vl"}
     batches = synthetic.batches(config, tokenizer.vocabulary_size)
     assert {batch.row_id.shape for batch in batches.values()} == {(8,)}
-    variables = jax.tree.map(
-        np.asarray,
-        jax.jit(network.init, compiler_options=smoke.COMPILER)(jax.random.key(0), batches),
-    )
+    variables = jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0), batches))
     return config, network, objectives, batches, variables
 
 
@@ -55,7 +52,6 @@ def gradient(small, mesh) -> tuple[float, dict, int]:
         train_step = jax.jit(
             step.make_train_step(network.apply, objectives, keep(), config),
             out_shardings=(shards, arrays.replicated(mesh)),
-            compiler_options=smoke.COMPILER,
         )
         made, metrics = train_step(jax.device_put(made, shards), arrays.global_batch(batches, mesh))
         sharded = sum(not s.is_fully_replicated for s in jax.tree.leaves(shards.trained))

@@ -171,11 +171,16 @@ class NormalizerConfig:
 
 @_section()
 class InitFromConfig:
-    """Another run's parameters to begin with; see models/pretrained.py."""
+    """Others' parameters to begin with: a run's (models/pretrained.py), pretrained encoders'."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     fresh: tuple[str, ...] = ()  # regexes of paths that start anew
     rename: tuple[tuple[str, str], ...] = ()  # (regex, replacement): new path -> checkpoint's path
+    encoders: dict[str, str] = dataclasses.field(default_factory=dict)  # tokenizer -> HF's folder
+
+    def __post_init__(self):
+        if not self.checkpoint and (self.fresh or self.rename or not self.encoders):
+            raise plugin.UserError("config.init_from.checkpoint is missing: name a run's folder")
 
 
 @_section()
@@ -196,6 +201,7 @@ class TrainConfig:
     sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    compiler: dict[str, bool | int | str] = dataclasses.field(default_factory=dict)  # XLA's options
     workers: int = 0  # data processes per stream; 0 = in this one
     writers: tuple[str, ...] = ("jsonl", "tensorboard")
     log_every: int = 50

@@ -11,6 +11,7 @@ from safetensors import numpy as safetensors
 
 from vla_jax import plugin, trees, types
 from vla_jax.backbones import t5
+from vla_jax.models import pretrained
 
 pytestmark = pytest.mark.slow  # golden arrays; contract tests run by default
 
@@ -205,6 +206,22 @@ def test_safetensors_there_and_back(sizes, tmp_path):
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(plugin.UserError, match="b.safetensors: no bytes"):
         t5.from_safetensors(tmp_path / "index.json")
+
+
+def test_a_run_begins_with_it(tmp_path):
+    params, spec = drawn(SIZES)["params"], dict(encoder=dict(SIZES, type="t5", dtype="bfloat16"))
+    safetensors.save_file(foreign(params), tmp_path / "model.safetensors")
+    target = {"params": {"tokenizers_words": {"encoder": jax.eval_shape(lambda: params)}}}
+    target["params"]["trunk"] = np.ones(2)
+    loaded = pretrained.load_encoder(target, "words", spec, str(tmp_path))
+    same(loaded["params"]["tokenizers_words"]["encoder"], params)
+    assert loaded["params"]["trunk"] is target["params"]["trunk"]
+    for wrong in ({}, dict(encoder=None), dict(encoder=dict(type="small_stem", patch=8))):
+        with pytest.raises(plugin.UserError, match="encoders.words: .* has no encoder"):
+            pretrained.load_encoder(target, "words", wrong, str(tmp_path))
+    spec["encoder"]["width"] = 9
+    with pytest.raises(plugin.UserError, match="8.*9|9.*8"):
+        pretrained.load_encoder(target, "words", spec, str(tmp_path))
 
 
 def test_half_precision_and_either_name_of_the_table(tmp_path):

@@ -71,6 +71,66 @@ def test_a_jpeg_is_read_as_octo_reads_it(golden, policy):
     batch = policy.batch(["pick up the spoon"])
     np.testing.assert_array_equal(batch.observation.images["primary"][0, -1], wanted)
     assert policy.act(["pick up the spoon"])[0].shape == (1, 4, 7)
+    before = policy._embed.cache_info()
+    policy.act(["pick up the spoon"])
+    after = policy._embed.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)  # T5 rested
+
+
+def test_the_folder_keeps_what_was_printed(golden, imported, policy):
+    from vla_jax.train import checkpoint
+
+    stored = json.loads((imported / "contract.json").read_text())
+    meta = checkpoint.load(str(imported)).meta
+    assert (
+        meta.provenance["import"]["contract"] == stored == json.loads(json.dumps(policy.contract))
+    )
+    assert meta.provenance["import"]["folder"] == str(golden / "tiny" / "ckpt")
+    assert stored["images"] == dict(primary=[64, 64], wrist=[32, 32])
+    assert (stored["resize"], stored["language_tokens"]) == ("tensorflow", 16)
+    assert (stored["window"], stored["chunk"]) == (2, {"action": 4})
+    entry = dict(mode="zscore", clip=None, size=7)
+    assert stored["statistics"] == dict(bridge_dataset=dict(action=entry))
+
+
+def test_data_cut_a_sentence_as_the_policy_does(policy, tmp_path):
+    from tests.data import conftest as data_lib
+    from vla_jax.data.sources import rlds
+    from vla_jax.types import SourceContext
+
+    texts = (
+        "pick up the spoon",
+        "  Put the  carrot on the plate. ",
+        "open the drawer and " * 12,  # more pieces than the checkpoint has room for
+        "",
+    )
+    said = [
+        data_lib.episode(i, **{"steps/language_instruction": [text.encode()] * 7})
+        for i, text in enumerate(texts)
+    ]
+    folder = data_lib.write_folder(tmp_path / "arm_data" / "1.0.0", said, shards=1)
+    context = SourceContext(
+        name="arm",
+        stream="robot",
+        action_size=4,
+        image_sizes={"primary": (16, 16)},
+        max_tokens=policy.stream.max_tokens,
+        text_tokenizer=policy.text_tokenizer,
+        embodiments=(data_lib.ARM,),
+        action_spaces=data_lib.ARM.action_spaces,
+    )
+    source = rlds.make(context, path=str(folder), holdout=0.0, language="optional")
+    blank = np.zeros((8, 8, 3), np.uint8)
+    policy.reset()
+    policy.observe(0, {"images": {"primary": blank, "wrist": blank}})
+    for i, text in enumerate(texts):
+        row = source.sample(7 * i, np.random.default_rng(0))["task"]
+        task = policy.batch([text]).task
+        ids, mask = row["values"]["language"], row["masks"]["language"]
+        np.testing.assert_array_equal(ids, task.values["language"][0])
+        np.testing.assert_array_equal(mask, task.masks["language"][0])
+        assert mask.sum() == (0, 16)[i == 2] or i < 2
+        assert ids[mask][-1:].tolist() == [policy.text_tokenizer.eos_id] * (i < 3)
 
 
 def test_what_is_refused(golden, tmp_path, capsys):

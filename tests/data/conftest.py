@@ -38,7 +38,7 @@ class Words:
 
     pad_id = 0
 
-    def encode_padded(self, text, max_tokens):
+    def instruction(self, text, max_tokens):
         ids = np.zeros(max_tokens, np.int32)
         words = [len(word) for word in text.split()]
         ids[: len(words)] = words
@@ -111,20 +111,22 @@ def episode(number: int, length: int = 7, **changes) -> dict:
 
 
 def write_folder(path: pathlib.Path, episodes: list[dict], shards: int = 2) -> pathlib.Path:
-    """A TFDS folder of native episodes in `shards` TFRecord files."""
+    """A TFDS folder of native episodes in `shards` TFRecord files; views, sizes are the first's."""
     path.mkdir(parents=True, exist_ok=True)
+
+    def below(prefix: str, described) -> dict:
+        names = [n.removeprefix(prefix) for n in episodes[0] if n.startswith(prefix)]
+        made = {name: described(episodes[0][prefix + name]) for name in names}
+        return {prefix.split("/")[-2]: tree(made)} if made else {}
+
     steps = {
-        "action": leaf("tensor", (4,)),
+        "action": leaf("tensor", episodes[0]["steps/action"].shape[1:]),
         "language_instruction": leaf("text"),
         "observation": tree(
             {
-                "images": tree({"primary": leaf("image", (16, 16, 3), "uint8")}),
-                "proprio": tree({"hand": leaf("tensor", (3,))}),
-                **(
-                    {"image_masks": tree({"primary": leaf("tensor", (), "bool")})}
-                    if "steps/observation/image_masks/primary" in episodes[0]
-                    else {}
-                ),
+                **below("steps/observation/images/", lambda _: leaf("image", (16, 16, 3), "uint8")),
+                **below("steps/observation/proprio/", lambda v: leaf("tensor", v.shape[1:])),
+                **below("steps/observation/image_masks/", lambda _: leaf("tensor", (), "bool")),
             }
         ),
     }

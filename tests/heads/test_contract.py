@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vla_jax import plugin, trees
+from vla_jax.models import specs
 
 # What a config says anyway; laid over every argument of these names.
 SAID = dict(readout="main", names=("ab", "c", "dog"), image="primary", max_tokens=6)
@@ -58,6 +59,7 @@ def test_answers_and_errors(case, name, built):
         assert value.dtype == jnp.float32 and np.isfinite(value).all()
     for value in errors.values():
         assert value.shape[0] == case.B and value.ndim > 1, "errors are never reduced"
+    assert specs.acts(dict(type=name, **arguments(name))) == ("action" in answer)
 
 
 def test_gradients_are_finite_even_where_masked_targets_are_not(case, name, built):

@@ -183,3 +183,49 @@ def test_tokens_that_are_not_there_in_sampling_stay_unseen(tiny, row, message):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, rules=rules))
     with pytest.raises(plugin.UserError, match=message):
         tiny.network(config).check({"robot": {}})
+
+
+def test_dropout_of_the_trunk_is_for_training(tiny):
+    from vla_jax.models import vla
+    from vla_jax.train import step
+
+    config = tiny.config(model=dict(trunk=dict(dropout=0.5)))
+    network, plain, batch = (
+        tiny.network(config),
+        tiny.network(tiny.config()),
+        tiny.batches(config),
+    )
+    values, heads = tiny.values(config), tiny.keys(config.streams["robot"].heads)
+    dropped = heads | {vla.DROPOUT: tiny.keys(("trunk",))["trunk"]}
+
+    @jax.jit
+    def answers(values):
+        return [
+            made.apply(values, batch["robot"], "robot", keys)[0]["action"]["action"]
+            for made, keys in ((plain, heads), (network, heads), (network, dropped))
+        ]
+
+    without, quiet, noisy = answers(values)
+    np.testing.assert_allclose(without, quiet, atol=1e-6)
+    assert np.abs(noisy - quiet).max() > 1e-3
+
+    seen = {}
+
+    def apply(*inputs):  # stands for the network: who is given a key for the trunk?
+        seen[where] = set(inputs[3])
+        raise StopIteration
+
+    for where, made in (("train", step.make_train_step), ("eval", step.make_eval_step)):
+        more = (None, config) if where == "train" else (config,)
+        run = made(apply, dict(robot={}), *more)
+        state = jax.eval_shape(lambda: _state(values)) if where == "train" else values
+        with pytest.raises(StopIteration):
+            jax.eval_shape(run, state, batch)
+    assert seen["train"] - seen["eval"] == {vla.DROPOUT}
+
+
+def _state(values):
+    from vla_jax.train import state as states
+
+    zero = np.zeros((), np.int32)
+    return states.TrainState(step=zero, trained=values, frozen={}, opt_state={}, ema=None)

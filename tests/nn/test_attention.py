@@ -62,6 +62,42 @@ def test_fully_masked_query_is_exactly_zero_with_finite_gradients():
         assert np.isfinite(gradient).all() and (np.asarray(gradient[1]) == 0).all()
 
 
+@pytest.mark.parametrize("unseeing", ["zeros", "mean"])
+@pytest.mark.parametrize("kv_heads, slots", [(4, None), (2, None), (4, np.arange(1, 10))])
+def test_blocks_of_queries_change_neither_values_nor_gradients(
+    unseeing, kv_heads, slots, monkeypatch
+):
+    q, k, v, valid = inputs(kv_heads=kv_heads)
+    valid = valid.at[1, 2:].set(False).at[1, :2].set(unseeing == "zeros")
+    q = q if slots is None else q[:, slots]
+
+    def total(q, k, v):
+        out = attention.attention(q, k, v, ROWS, RULES, valid, slots, unseeing)
+        return jnp.sum(jnp.sin(out)), out
+
+    found = []
+    for size in (384, 3, 4):
+        monkeypatch.setattr(attention, "BLOCK", size)
+        found.append(jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(q, k, v))
+    for other in found[1:]:
+        for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_blocks_end_with_timesteps_and_leave_out_what_nobody_sees(monkeypatch):
+    seen = visibility.mask(ROWS, visibility.make(RULES))  # language 2, then twice image 3 readout 1
+    for size, wanted in [
+        (9, ((0, 6, 0, 5), (6, 10, 0, 9))),
+        (4, ((0, 2, 0, 2), (2, 6, 0, 5), (6, 10, 0, 9))),
+        (3, ((0, 2, 0, 2), (2, 4, 0, 5), (4, 6, 0, 5), (6, 8, 0, 9), (8, 10, 0, 9))),
+    ]:
+        monkeypatch.setattr(attention, "BLOCK", size)
+        assert attention._blocks(seen, ROWS.time, whole=False) == wanted
+        whole = attention._blocks(seen, ROWS.time, whole=True)
+        assert [block[:2] for block in whole] == [block[:2] for block in wanted]
+        assert {block[2:] for block in whole} == {(0, 10)}
+
+
 def test_rows_of_the_mask_by_static_or_traced_slots():
     q, k, v, valid = inputs()
     whole = compiled(q, k, v, valid)

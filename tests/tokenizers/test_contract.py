@@ -1,5 +1,6 @@
 """Every file of tokenizers/ keeps the contract; the files are found by listing the folder."""
 
+import contextlib
 import dataclasses
 import inspect
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from vla_jax import plugin, trees, types
+from vla_jax.models import specs
 from vla_jax.nn import embedding, grounding
 
 NAMES = plugin.names("tokenizers")
@@ -99,6 +101,20 @@ def test_contract(name):
     if facts.per_step:  # nothing is real before the episode began
         assert not np.asarray(group.valid)[0, 0].any() and np.asarray(group.valid)[0, 1].all()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(p))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_spec_says_what_it_reads(name):
+    made, data = spec(name), batch()
+    seen = data.observation
+    for field, said in (("images", specs.views(made)), ("proprio", specs.readings(made))):
+        assert set(said) <= set(getattr(seen, field))
+        for entry in getattr(seen, field):
+            left = {k: v for k, v in getattr(seen, field).items() if k != entry}
+            less = dataclasses.replace(data, observation=dataclasses.replace(seen, **{field: left}))
+            refused = pytest.raises(plugin.UserError, match=entry)
+            with refused if entry in said else contextlib.nullcontext():
+                jax.eval_shape(Host(made).init, jax.random.key(0), less)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -73,7 +73,7 @@ def test_a_new_view_and_space_get_organs_of_their_own(finetune, tiny):
     config = finetune.derive(meta(before), XYZ, request(finetune, embodiment="sawyer_cards_xyz"))
     stream = config.streams["robot"]
     assert stream.groups == ("language", "primary", "secondary", "proprio")
-    assert stream.heads == stream.readouts == ("action_sawyer_xyz",)
+    assert stream.heads == ("action_sawyer_xyz",) and stream.readouts == ("action",)
     assert stream.image_sizes == dict(primary=(16, 16), secondary=(16, 16))
     made, like = config.model.tokenizers["secondary"], before.model.tokenizers["primary"]
     assert made == like | {"view": "secondary"}
@@ -81,19 +81,28 @@ def test_a_new_view_and_space_get_organs_of_their_own(finetune, tiny):
     assert head == dict(
         type="regression",
         action_space="sawyer_xyz",
-        readout="action_sawyer_xyz",
+        readout="action",
         proprio=("hand",),
         hidden=(8,),
     )
     assert config.init_from.fresh == (
         "params/tokenizers_secondary/.*",
         "params/positions_secondary/.*",
-        "params/positions_readout_action_sawyer_xyz/.*",
         "params/heads_action_sawyer_xyz/.*",
     )
-    # The new readout's own rule is the old one's; everything else follows from patterns.
-    name = "readout_action_sawyer_xyz"
-    assert config.model.rules == ((name, name, "past_or_now"), *before.model.rules)
+    assert config.model.rules == before.model.rules  # the patterns speak of the new view too
+
+
+def test_a_head_of_another_type_needs_a_readout_of_its_own(finetune, tiny):
+    heads = dict(action=dict(type="flow", as_tokens=True, action_space="sawyer_xyz_gripper"))
+    streams = dict(robot=dict(readouts=("point",)))
+    before = tiny.config(model=dict(heads=heads), streams=streams)
+    config = finetune.derive(meta(before), XYZ, request(finetune, action_head="regression"))
+    assert config.streams["robot"].readouts == ("action_sawyer_xyz",)
+    assert "params/positions_readout_action_sawyer_xyz/.*" in config.init_from.fresh
+    tokens = finetune.derive(meta(before), XYZ, request(finetune))
+    assert tokens.streams["robot"].readouts == ()
+    assert tokens.model.heads["action_sawyer_xyz"]["as_tokens"]
 
 
 @pytest.mark.parametrize("size, kept", [(3, True), (4, False)])
@@ -238,18 +247,17 @@ def test_every_parameter_is_accounted_for(finetune, tiny):
     assert organs == {
         "tokenizers_secondary",
         "positions_secondary",
-        "positions_readout_action_sawyer_xyz",
         "heads_action_sawyer_xyz",
     }
     assert {path.split("/")[1] for path in done.report.unused} == {
         "heads_action",
         "heads_point",
-        "positions_readout_action",
         "positions_readout_point",
     }
     # head_only: what was loaded stands still.
     frozen = finetune.complete(config, before, "head_only").config.freeze
-    assert frozen == (*((row, False) for row in done.config.init_from.fresh), (".*", True))
+    trained = (*done.config.init_from.fresh, "params/positions_readout_action/.*")
+    assert frozen == (*((row, False) for row in trained), (".*", True))
 
 
 def test_head_only_of_the_same_robot_trains_its_head(finetune, tiny):

@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=1000, help="train_steps")
     add("--batch-size", type=int, default=32)
     add("--lr", type=float, default=3e-4)
-    add("--action-head", choices=("regression", "flow"), help="default: the checkpoint's type")
+    add("--action-head", help="regression, flow, diffusion, … (default: the checkpoint's type)")
     add("--action-space", help="where the embodiment has several")
     add("--action-horizon", type=int, help="C (default: the checkpoint's)")
     add("--window", type=int, help="W (default: the checkpoint's)")
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vla_jax import plugin
     from vla_jax.cli import train
     from vla_jax.evals import pictures
+    from vla_jax.models import contract
     from vla_jax.parallel import processes
     from vla_jax.train import assemble, finetune
 
@@ -86,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
             pictures.write(assembly, arguments.workdir)
             with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
                 file.write(config_lib.to_json(config))
+            with open(os.path.join(arguments.workdir, contract.FILE), "w") as file:
+                json.dump(expected(assembly), file, indent=1)
 
     if processes.first():
         print(prepared.report)
@@ -99,14 +102,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def expected(assembly) -> dict:
+    """What a policy of the fine-tuned checkpoint will expect and answer, for contract.json."""
+    from vla_jax.models import contract
+    from vla_jax.train import finetune
+
+    return contract.of(
+        assembly.config,
+        finetune.STREAM,
+        normalizer=assembly.normalizer,
+        spaces=assembly.spaces,
+        text_tokenizer=assembly.text_tokenizer,
+    )
+
+
 def replay(config: config_lib.TrainConfig, workdir: str) -> dict:
     """{"train": …, "held_out": … or None}: open-loop errors of the folder, printed as tables.
 
     Every process does it by itself: one that ended sooner would be missed by the others.
     """
     from vla_jax.evals import open_loop
+    from vla_jax.models import specs
     from vla_jax.parallel import processes
-    from vla_jax.train import finetune, organs
+    from vla_jax.train import finetune
 
     stream = config.streams[finetune.STREAM]
     source = stream.mixture[finetune.MEMBER]["source"]
@@ -119,7 +137,7 @@ def replay(config: config_lib.TrainConfig, workdir: str) -> dict:
             source["path"],
             standardizer=source["standardizer"],
             dataset=source["dataset_key"],
-            action_space=next(head["action_space"] for head in heads if organs.acts(head)),
+            action_space=next(head["action_space"] for head in heads if specs.acts(head)),
             holdout=source["holdout"],
             holdout_seed=source.get("holdout_seed", 0),
             train=part == "train",

@@ -5,15 +5,19 @@
 
 Prints which parameters were mapped, which the checkpoint lacks and which went unused, and refuses
 to import a part of them unless --partial says so. The last line on stdout is what the policy
-expects, as JSON: picture sizes, words, statistics, actions. Nothing is fetched from the network; a
-T5's tokenizer comes from a local spiece.model or tokenizer.json.
+expects, as JSON: picture sizes, words, statistics, actions. The folder keeps it, as contract.json
+and in the checkpoint's provenance; Policy.contract says the same. Nothing is fetched from the
+network; a T5's tokenizer comes from a local spiece.model or tokenizer.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import pathlib
+import shutil
 
 from vla_jax import plugin
 
@@ -35,26 +39,68 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.kind not in KINDS:
         raise plugin.UserError(plugin.unknown("vla import", arguments.kind, KINDS))
     out = pathlib.Path(arguments.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise plugin.UserError(f"--out {out}: the folder holds something; give a new one")
+    check_out(out)
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
     from vla_jax.codecs import text_tokenizer
     from vla_jax.models.importers import octo
-    from vla_jax.train import checkpoint
 
     words = None
     if arguments.text_tokenizer:
         words = text_tokenizer.TextTokenizer.load(arguments.text_tokenizer)
     found = octo.read(arguments.checkpoint, arguments.step)
+    octo.check_words(found, words)
     native = octo.translate(found, text_tokenizer=words, partial=arguments.partial)
     print(native.report)
+    for setting in native.left_out:
+        print(f"  left out  {setting}")
+    write(out, found, native)
+    print(json.dumps({"out": str(out), "step": found.step, **native.contract}))
+    return 0
+
+
+def check_out(out: pathlib.Path) -> None:
+    """UserError unless `out` can be made, or is an empty folder that can be written to."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise plugin.UserError(
+            f"--out {out}: {'the folder holds something' if out.is_dir() else 'it is a file'}; "
+            "give a new folder"
+        )
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "you may not write there" if place.is_dir() else "it is a file"
+        raise plugin.UserError(f"--out {out}: cannot be made in {place}: {why}; choose another")
+
+
+def write(out: pathlib.Path, found, native) -> None:
+    """Writes the checkpoint and its contract; UserError, and nothing left, where that fails."""
+    from vla_jax.models import contract
+    from vla_jax.train import checkpoint
+
+    words, was_there = native.text_tokenizer, out.exists()
     assets = checkpoint.Assets(
         normalizer=native.normalizer.to_json(),
         text_tokenizer=words.bytes if words else None,
         action_spaces=native.spaces,
     )
-    saver = checkpoint.Checkpoints(str(out), native.config, assets)
-    saver.save_parameters(found.step, native.variables)
-    saver.close()
-    print(json.dumps({"out": str(out), "step": found.step, **native.contract}))
-    return 0
+    source = dict(
+        kind=KINDS[0],
+        folder=str(found.folder.absolute()),
+        step=found.step,
+        contract=native.contract,
+        left_out=list(native.left_out),
+        fresh=list(native.report.missing),
+    )
+    try:
+        with contextlib.closing(
+            checkpoint.Checkpoints(str(out), native.config, assets, {"import": source})
+        ) as saver:
+            saver.save_parameters(found.step, native.variables)
+        (out / contract.FILE).write_text(json.dumps(native.contract, indent=1))
+    except BaseException as error:
+        shutil.rmtree(out, ignore_errors=True)
+        if was_there:
+            out.mkdir(exist_ok=True)
+        written = isinstance(error, OSError | ValueError)  # ValueError: of Orbax's arrays
+        if written and not isinstance(error, plugin.UserError):
+            raise plugin.UserError(f"--out {out}: could not be written: {error}") from error
+        raise

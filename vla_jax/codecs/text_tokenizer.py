@@ -170,6 +170,17 @@ class TextTokenizer:
         ids[: len(pieces)] = pieces
         return ids, np.arange(max_tokens) < len(pieces)
 
+    def instruction(self, text: str, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32 [T], mask bool [T]) of an instruction, for data and policies alike.
+
+        T5's are cut to fit, as Octo cuts them; ours are refused (UserError) where they are too
+        long. An empty one is none: see `no_text`.
+        """
+        text = text.strip()
+        if not text:
+            return self.no_text(max_tokens)
+        return self.encode_padded(text, max_tokens, cut=self.ends_texts)
+
     def no_text(self, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32 [T], mask bool [T]) of no instruction: an empty text's ids, and nothing real.
 

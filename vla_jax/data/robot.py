@@ -339,7 +339,7 @@ def _language(source: RobotRows):
             f"{source.where}: {len(missing)} of {len(rows)} steps have no instruction ("
             f"episode {episodes.ids[episode]}); set language='optional' to train without one"
         )
-    pairs = [tokenizer.encode_padded(text, source.context.max_tokens) for text in episodes.language]
+    pairs = [tokenizer.instruction(text, source.context.max_tokens) for text in episodes.language]
     pairs.append(tokenizer.no_text(source.context.max_tokens))
     return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
 

@@ -16,6 +16,9 @@ Octo's loss is the mean cross entropy over what is real, without a factor A: our
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +29,7 @@ from vla_jax.nn import linear
 
 DEBUG = dict(bins=8)
 TOKENS_PER = ("chunk", "step", "dimension")
+IMPORTED = ("low", "high", "beyond")  # Octo's bins are not those of our normalised actions
 
 
 class BinsHead(_base.Head, kw_only=True):
@@ -105,12 +109,12 @@ def make(
     if temperature < 0:
         raise plugin.UserError(f"{where}.temperature: got {temperature}, expected 0 or more.")
     shape = _base.action_shape(context, action_space, action_horizon)
-    count = {"chunk": 1, "step": shape[0], "dimension": shape[0] * shape[1]}[tokens_per]
+    count = _tokens(tokens_per, shape)
     source = _pool.make(
         context,
         readout=readout,
         groups=groups,
-        pool=pool or ("mean" if tokens_per == "chunk" else "none"),
+        pool=pool or _usual_pool(tokens_per),
         count=count,
         known=("map", "none") if count > 1 else (*_pool.POOLS, "none"),
     )
@@ -127,3 +131,18 @@ def make(
         source=source,
         dtype=context.dtype,
     )
+
+
+def readout_tokens(arguments: Mapping[str, Any], shape: tuple[int, int]) -> int | None:
+    """How many tokens a readout must have for these arguments of `make`; None: any number."""
+    tokens_per = arguments["tokens_per"]
+    pool = arguments["pool"] or _usual_pool(tokens_per)
+    return _tokens(tokens_per, shape) if pool == "none" else None
+
+
+def _tokens(tokens_per: str, shape: tuple[int, int]) -> int:
+    return {"chunk": 1, "step": shape[0], "dimension": shape[0] * shape[1]}[tokens_per]
+
+
+def _usual_pool(tokens_per: str) -> str:
+    return "mean" if tokens_per == "chunk" else "none"

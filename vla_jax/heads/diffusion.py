@@ -35,6 +35,7 @@ DEBUG = dict(hidden=8, depth=1, time_features=4, diffusion_steps=3)
 SAMPLERS = ("ddpm", "ddim")
 LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 MASKED = ("zeros", "given")
+IMPORTED = ("masked",)  # Octo noises whatever stands in dimensions that are not real
 OFFSET, LARGEST = 0.008, 0.999  # of the cosine schedule
 
 

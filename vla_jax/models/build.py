@@ -90,6 +90,21 @@ class Network:
         """{group: Output}: the stream's tokens after the trunk, without any head."""
         return self.module.apply(variables, batch, stream, method="encode")
 
+    def text_encoder(self, stream: str) -> str | None:
+        """The stream's task group that a frozen text encoder reads, if there is one."""
+        encoders = self._text_encoders()
+        frozen = (n for n in self.module.streams[stream].groups if encoders.get(n) is False)
+        return next(frozen, None)
+
+    def _text_encoders(self) -> dict[str, bool]:
+        """Task group -> whether its text encoder is fine-tuned, for those that have one."""
+        tokenizers = self.module.bind({}).tokenizers
+        return {
+            name: tokenizer.finetune
+            for name, tokenizer in tokenizers.items()
+            if hasattr(tokenizer, "embed") and tokenizer.encoder is not None
+        }
+
     @functools.partial(jax.jit, static_argnums=(0, 2))
     def embed_text(self, variables, group: str, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """float32 [B, T, F]: what the encoder of a task group says of ids and mask [B, T]; jitted.
@@ -97,7 +112,7 @@ class Network:
         A batch whose task holds it as `language_embedding`, with the same mask, needs no encoder.
         UserError for a group that has no encoder.
         """
-        known = [n for n, s in self.module.model.tokenizers.items() if s.get("encoder") is not None]
+        known = self._text_encoders()
         if group not in known:
             raise plugin.UserError(plugin.unknown("embed_text: text encoder", group, known))
 
@@ -177,11 +192,6 @@ def network(
 
     `spaces`: the table of action spaces; `proprio_constants`: see `constants`.
     """
-    if "dropout" in config.model.trunk and config.model.trunk["dropout"]:
-        raise plugin.UserError(
-            "config.model.trunk.dropout: the model hands the trunk no random key yet, so that it "
-            "would do nothing; leave it out"
-        )
     context = make_context(config, spaces, text_tokenizer, proprio_constants)
     return Network(vla.VLA(model=config.model, streams=config.streams, context=context))
 

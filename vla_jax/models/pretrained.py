@@ -88,3 +88,27 @@ def fresh_paths(source: Mapping, target: Mapping) -> tuple[str, ...]:
     """Paths of `target` that `source` lacks or has in another shape: what a new embodiment adds."""
     have = {path: tuple(np.shape(leaf)) for path, leaf in trees.items(source)}
     return tuple(path for path, leaf in trees.items(target) if have.get(path) != tuple(leaf.shape))
+
+
+def encoder(tokenizer: str) -> str:
+    """The folder of a tokenizer's encoder in the tree of parameters."""
+    return f"params/tokenizers_{tokenizer}/encoder/"
+
+
+def load_encoder(target: Any, tokenizer: str, spec: Mapping[str, Any], folder: str) -> Any:
+    """`target` with the parameters of a tokenizer's encoder from Hugging Face's files in `folder`.
+
+    UserError for a tokenizer without an encoder that reads such files, and for files that lack a
+    parameter or have it in another shape.
+    """
+    where = f"config.init_from.encoders.{tokenizer}"
+    sizes = {k: v for k, v in (spec.get("encoder") or {}).items() if k not in ("type", "dtype")}
+    module = plugin.module("backbones", spec["encoder"]["type"]) if sizes else None
+    if not hasattr(module, "from_safetensors"):
+        raise plugin.UserError(
+            f"{where}: config.model.tokenizers.{tokenizer} has no encoder that is read from "
+            "Hugging Face's files; t5 is"
+        )
+    read = trees.flatten(module.from_safetensors(folder, sizes=sizes).params)
+    have = {encoder(tokenizer) + path: leaf for path, leaf in read.items()}
+    return trees.map_with_path(lambda path, leaf: have.get(path, leaf), target)

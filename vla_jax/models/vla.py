@@ -32,6 +32,8 @@ from vla_jax import plugin, types
 from vla_jax.nn import embedding, grounding, positions, trunk
 from vla_jax.nn import layout as layouts
 
+DROPOUT = "trunk/dropout"  # the name of the trunk's random keys among those of heads
+
 
 class VLA(nn.Module):
     """The network of all streams; `__call__` trains, `sample` acts."""
@@ -113,7 +115,8 @@ class VLA(nn.Module):
     def __call__(self, batch: types.Batch, stream: str, keys: Mapping[str, jax.Array]):
         """(answers, errors) of the stream's heads, by head name; errors are per row, never reduced.
 
-        `keys` maps a head's name to one random key per row, [B].
+        `keys` maps a head's name to one random key per row, [B]; the trunk's under DROPOUT turns
+        its dropout on.
         """
         groups = self._tokenize(batch, stream)
         extra, cond, carries = {}, {}, {}
@@ -121,7 +124,8 @@ class VLA(nn.Module):
             made, head_cond, carries[name] = self.heads[name].tokens(batch, keys.get(name))
             extra |= made
             cond |= head_cond or {}
-        outputs, _ = self._forward(batch, stream, groups, extra, cond or None)
+        key = keys.get(DROPOUT)
+        outputs, _ = self._forward(batch, stream, groups, extra, cond or None, key=key)
         answers, errors = {}, {}
         for name in self.head_order(stream):
             head = self.heads[name]
@@ -213,7 +217,7 @@ class VLA(nn.Module):
             for name in head.reads
         }
 
-    def _forward(self, batch, stream, groups, extra, cond, cached=False):
+    def _forward(self, batch, stream, groups, extra, cond, cached=False, key=None):
         """Runs the trunk over all groups: ({group: Output}, cache or None).
 
         `extra` are the tokens that heads add in training. With `cached`, the layout keeps room for
@@ -245,6 +249,7 @@ class VLA(nn.Module):
             layouts.join(part, tokens),
             whole,
             layouts.join_valid(part, valid),
+            key=key,
             cond=cond,
             cache=cache,
             slots=slots,

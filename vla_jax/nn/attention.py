@@ -1,10 +1,15 @@
 """Attention over a layout: one function that reads the layout and its rules, not a dense mask.
 
-The mask is worked out with numpy while tracing and cached per (layout, rules). Inside, this is
-plain XLA over all pairs; structured kernels can take its place without a caller noticing.
+The mask is worked out with numpy while tracing and cached per (layout, rules). Short layouts are
+plain XLA over all pairs. Long ones go by blocks of queries, each with the keys that its rules let
+it see at all, and keep no weights for the backward pass, which computes them again from the
+softmax's normalizer (FlashAttention, Dao et al. 2022, in XLA's own operations): less memory, and
+what a window of timesteps never sees (a quarter of Octo's pairs) costs nothing.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +19,9 @@ from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
 
 MASKED = -1e30  # finite, so that a fully masked row has finite gradients
+BLOCK = 384  # queries at most in a block; a layout of no more tokens is one
+
+Block = tuple[int, int, int, int]  # first and last (exclusive) query, first and last key
 
 
 def attention(
@@ -34,15 +42,31 @@ def attention(
     """
     heads, key_heads = query.shape[2], key.shape[2]
     seen = visibility.mask(layout, rules)  # [S, S]
+    blocks: tuple[Block, ...] = ()
     if isinstance(slots, jax.Array):
         seen = jnp.asarray(seen)[slots]
-    elif slots is not None:
-        seen = seen[slots]
+    else:
+        places = np.arange(layout.length) if slots is None else slots
+        seen = seen[places]
+        if len(places) > BLOCK:
+            blocks = _blocks(seen, layout.time[places], whole=unseeing == "mean")
     seen = jnp.logical_and(jnp.asarray(seen)[None], valid[:, None, :])  # [B, L, S]
-    bias = jnp.where(seen, 0.0, MASKED)[:, None, None]  # [B, 1, 1, L, S]
     query = query * np.asarray(query.shape[-1] ** -0.5, query.dtype)
     query = query.reshape(*query.shape[:2], key_heads, heads // key_heads, -1)  # [B, L, K, G, H]
-    scores = jnp.einsum("BLKGH,BSKH->BKGLS", query, key, preferred_element_type=jnp.float32) + bias
+    if blocks:
+        mixed = _by_blocks(blocks, unseeing, query, key, value, seen)
+    else:
+        mixed = _over_all(query, key, value, seen, unseeing)
+    return mixed.reshape(*mixed.shape[:2], heads, -1)  # [B, L, N, H]
+
+
+def _over_all(query, key, value, seen, unseeing: str) -> jax.Array:
+    """[B, L, K, G, H]; jax's own derivative, which keeps the weights."""
+    scores = jnp.einsum("BLKGH,BSKH->BKGLS", query, key, preferred_element_type=jnp.float32)
+    if unseeing == "zeros":
+        scores = scores + jnp.where(seen, 0.0, MASKED)[:, None, None]
+    else:  # no gradient may reach the scores of what is not seen
+        scores = jnp.where(seen[:, None, None], scores, MASKED)
     # The sum of a row is at least 1 after this shift; dividing after the product with the values
     # touches L·H numbers instead of L·S.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
@@ -50,5 +74,91 @@ def attention(
     if unseeing == "zeros":
         share = share * jnp.any(seen, -1)[:, None, None]
     mixed = jnp.einsum("BKGLS,BSKH->BLKGH", weights.astype(value.dtype), value)
-    mixed = mixed * share.astype(value.dtype).transpose(0, 3, 1, 2)[..., None]
-    return mixed.reshape(*mixed.shape[:2], heads, -1)  # [B, L, N, H]
+    return mixed * share.astype(value.dtype).transpose(0, 3, 1, 2)[..., None]
+
+
+def _blocks(seen: np.ndarray, time: np.ndarray, whole: bool) -> tuple[Block, ...]:
+    """Blocks of at most BLOCK queries, cut between timesteps where that is possible.
+
+    `seen` bool [L, S]; `whole`: every block takes all keys.
+    """
+    edges, ends = [0], [*(np.flatnonzero(np.diff(time)) + 1), len(time)]
+    for end, after in zip(ends, [*ends[1:], None]):
+        if after is None or after - edges[-1] > BLOCK:  # the next timestep does not fit in as well
+            pieces = -(-(end - edges[-1]) // BLOCK)
+            edges += list(np.linspace(edges[-1], end, pieces + 1).astype(int)[1:])
+    blocks = []
+    for first, last in zip(edges, edges[1:]):
+        keys = np.flatnonzero(seen[first:last].any(0))
+        near, far = (0, seen.shape[1]) if whole or not keys.size else (keys[0], keys[-1] + 1)
+        blocks.append((int(first), int(last), int(near), int(far)))
+    return tuple(blocks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_blocks(blocks, unseeing: str, query, key, value, seen) -> jax.Array:
+    """[B, L, K, G, H] of a scaled query [B, L, K, G, H], key and value [B, S, K, H]."""
+    return _forward(blocks, unseeing, query, key, value, seen)[0]
+
+
+def _forward(blocks, unseeing: str, query, key, value, seen):
+    """The answer, and what the derivative needs: the softmax's normalizer, but no weights."""
+    query = query.transpose(0, 2, 3, 1, 4)  # [B, K, G, L, H]
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, S, H]
+    mixed, normalizers = [], []
+    for first, last, near, far in blocks:
+        sees = seen[:, first:last, near:far]
+        scores = _scores(query[:, :, :, first:last], key[:, :, near:far], sees)
+        largest = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = weights.sum(-1)  # [B, K, G, l], at least 1
+        normalizer = largest[..., 0] + jnp.log(total)
+        share = 1.0 / total
+        if unseeing == "zeros":
+            real = jnp.any(sees, -1)[:, None, None]
+            share = share * real
+            normalizer = jnp.where(real, normalizer, -MASKED)  # weights of 0 in the backward pass
+        part = jnp.einsum("BKGLS,BKSH->BKGLH", weights.astype(value.dtype), value[:, :, near:far])
+        mixed.append(part * share.astype(value.dtype)[..., None])
+        normalizers.append(normalizer)
+    mixed, normalizer = jnp.concatenate(mixed, axis=3), jnp.concatenate(normalizers, axis=3)
+    return mixed.transpose(0, 3, 1, 2, 4), (query, key, value, seen, mixed, normalizer)
+
+
+def _scores(query, key, sees) -> jax.Array:
+    """float32 [B, K, G, l, s] of a block."""
+    scores = jnp.einsum("BKGLH,BKSH->BKGLS", query, key, preferred_element_type=jnp.float32)
+    # A query that sees nothing spreads itself evenly, at scores whose normalizer is a number.
+    hidden = jnp.where(jnp.any(sees, -1, keepdims=True), MASKED, 0.0)
+    return jnp.where(sees[:, None, None], scores, hidden[:, None, None])
+
+
+def _backward(blocks, unseeing: str, kept, gradient):
+    query, key, value, seen, mixed, normalizer = kept
+    gradient = gradient.transpose(0, 2, 3, 1, 4)  # [B, K, G, L, H]
+    along = jnp.sum(gradient.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
+    to_query = []
+    to_key, to_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
+    for first, last, near, far in blocks:
+        q, g = query[:, :, :, first:last], gradient[:, :, :, first:last]
+        k, v = key[:, :, near:far], value[:, :, near:far]
+        sees = seen[:, first:last, near:far]
+        weights = jnp.exp(_scores(q, k, sees) - normalizer[:, :, :, first:last, None])
+        back = jnp.einsum("BKGLH,BKSH->BKGLS", g, v, preferred_element_type=jnp.float32)
+        scores = weights * (back - along[:, :, :, first:last])
+        if unseeing == "mean":  # elsewhere a weight is 0 where nothing is seen
+            scores = jnp.where(sees[:, None, None], scores, 0.0)
+        weights, scores = weights.astype(v.dtype), scores.astype(q.dtype)
+        to_query.append(jnp.einsum("BKGLS,BKSH->BLKGH", scores, k))
+        down = functools.partial(
+            jnp.einsum, "BKGLS,BKGLH->BKSH", preferred_element_type=jnp.float32
+        )
+        to_key = to_key.at[:, :, near:far].add(down(scores, q))
+        to_value = to_value.at[:, :, near:far].add(down(weights, g))
+    to_key, to_value = (
+        x.swapaxes(1, 2).astype(like.dtype) for x, like in ((to_key, key), (to_value, value))
+    )
+    return jnp.concatenate(to_query, axis=1), to_key, to_value, None
+
+
+_by_blocks.defvjp(_forward, _backward)

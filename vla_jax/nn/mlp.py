@@ -43,8 +43,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i, width in enumerate(self.hidden):
-            x = activation(self.activation)(
-                linear.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x)
-            )
+            x = linear.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x)
+            # Of an activation only its argument is kept: its parts cost more to store than to make.
+            x = jax.checkpoint(activation(self.activation), prevent_cse=False)(x)
             x = mesh.constrain(x, "batch", *(None,) * (x.ndim - 2), "tensor")  # [B, ..., F]
         return linear.Dense(self.features, dtype=self.dtype, name="out")(x)

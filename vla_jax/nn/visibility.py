@@ -26,15 +26,15 @@ from vla_jax.nn import layout as layouts
 
 Rules = tuple[tuple[str, str, str], ...]
 
-RULES = {
-    "all": lambda query_time, key_time, query_position, key_position: query_time == query_time,
-    "past_or_now": lambda query_time, key_time, *_: key_time <= query_time,
-    "now": lambda query_time, key_time, *_: key_time == query_time,
-    "past": lambda query_time, key_time, *_: key_time < query_time,
-    "causal_position": lambda qt, kt, query_position, key_position: key_position <= query_position,
-    "never": lambda query_time, *_: query_time != query_time,
+BY_TIME = {
+    "all": lambda query_time, key_time: query_time == query_time,
+    "past_or_now": lambda query_time, key_time: key_time <= query_time,
+    "now": lambda query_time, key_time: key_time == query_time,
+    "past": lambda query_time, key_time: key_time < query_time,
+    "never": lambda query_time, key_time: query_time != query_time,
 }
-NAMES = tuple(RULES)
+BY_POSITION = "causal_position"
+NAMES = (*BY_TIME, BY_POSITION)
 
 
 def make(rules: Iterable[Sequence[str]]) -> Rules:
@@ -45,7 +45,7 @@ def make(rules: Iterable[Sequence[str]]) -> Rules:
             raise plugin.UserError(
                 f"visibility: the row {row} should be (query pattern, key pattern, rule)"
             )
-        if row[2] not in RULES:
+        if row[2] not in NAMES:
             raise plugin.UserError(plugin.unknown(f"visibility: row {row}", row[2], NAMES))
     return made
 
@@ -65,16 +65,19 @@ def rule(rules: Rules, query: str, key: str) -> str:
 def mask(layout: layouts.Layout, rules: Rules) -> np.ndarray:
     """Bool [L, L], [query, key]: True where the query may attend to the key. Read-only, cached."""
     names = [group.name for group in layout.groups]
-    by_group = np.array([[NAMES.index(rule(rules, q, k)) for k in names] for q in names])
-    by_token = by_group.reshape(len(names), -1)[
-        layout.rule_group[:, None], layout.rule_group[None, :]
-    ]
-    seen = np.zeros((layout.length, layout.length), bool)
-    times = layout.time[:, None], layout.time[None, :]
-    positions = layout.position[:, None], layout.position[None, :]
-    for i, name in enumerate(NAMES):
-        if (by_group == i).any():
-            seen |= (by_token == i) & RULES[name](*times, *positions)
+    # Tokens of one group and time are alike: pairs of these kinds are few, pairs of tokens many.
+    kinds, kind = np.unique(np.stack([layout.rule_group, layout.time]), axis=1, return_inverse=True)
+    kind = kind.reshape(-1)
+    named = [[rule(rules, names[query], names[key]) for key in kinds[0]] for query in kinds[0]]
+    by_kind = np.array(named, dtype=object)
+    times, alike = (kinds[1][:, None], kinds[1][None, :]), np.zeros(by_kind.shape, bool)
+    for name, decides in BY_TIME.items():
+        alike |= (by_kind == name) & decides(*times)
+    pairs = kind[:, None], kind[None, :]
+    seen = alike[pairs]  # [L, L]
+    if BY_POSITION in by_kind:
+        before = layout.position[None, :] <= layout.position[:, None]
+        seen |= (by_kind == BY_POSITION)[pairs] & before
     seen.flags.writeable = False
     return seen
 

@@ -21,10 +21,11 @@ from vla_jax import plugin, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.data import images as pixels
-from vla_jax.models import build
+from vla_jax.models import build, contract, specs
 from vla_jax.train import checkpoint, keys
 
 PROPRIO = build.PROPRIO
+EMBEDDINGS = 256  # instructions whose embedding a policy keeps
 
 
 class Policy:
@@ -55,6 +56,7 @@ class Policy:
         if stream not in config.streams:
             raise plugin.UserError(plugin.unknown("policy stream", stream, config.streams))
         self.config, self.stream, self.rows = config, config.streams[stream], rows
+        self._stream_name = stream
         self.normalizer = normalizer_lib.Normalizer.from_json(loaded.normalizer)
         stored = loaded.text_tokenizer
         self.text_tokenizer = text_tokenizer_lib.TextTokenizer(stored) if stored else None
@@ -68,6 +70,7 @@ class Policy:
             for key, name in zip(self.datasets, asked, strict=True)
         )
         self.proprio_sizes = _proprio_sizes(config, self.stream, self.normalizer)
+        self._read = contract.readings(config, stream)  # what need not be given, if nobody reads it
         self.model = build.network(
             config,
             spaces=self.spaces,
@@ -75,7 +78,11 @@ class Policy:
             proprio_constants=build.constants(self.normalizer),
         )
         self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
-        self._sample = jax.jit(functools.partial(self._apply, stream=stream))
+        self._sample = jax.jit(
+            functools.partial(self._apply, stream=stream), compiler_options=config.compiler or None
+        )
+        self._encoder = self.model.text_encoder(stream)
+        self._embed = functools.lru_cache(EMBEDDINGS)(self._embed)
         self._seed = config.seed
         self.reset()
 
@@ -91,6 +98,17 @@ class Policy:
     def dataset(self) -> str:
         """The dataset key of row 0."""
         return self.datasets[0]
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What it expects and answers, as JSON says it: models/contract.py."""
+        return contract.of(
+            self.config,
+            self._stream_name,
+            normalizer=self.normalizer,
+            spaces=self.spaces,
+            text_tokenizer=self.text_tokenizer,
+        )
 
     def _apply(self, variables, batch, *, stream):
         # Keys are made inside the jitted function: op by op they cost more than the network.
@@ -198,20 +216,19 @@ class Policy:
         if self.text_tokenizer is None:
             return {}
         size = self.stream.max_tokens
-        nothing = self.text_tokenizer.no_text(size)
-        encoded = [
-            # T5's texts are cut to fit, as Octo cut them; ours are refused where they are too long.
-            self.text_tokenizer.encode_padded(
-                text.strip(), size, cut=self.text_tokenizer.ends_texts
-            )
-            if text.strip()
-            else nothing
-            for text in instructions
-        ]
-        return dict(
-            values={"language": np.stack([pieces for pieces, _ in encoded])},
-            masks={"language": np.stack([mask for _, mask in encoded])},
-        )
+        encoded = [self.text_tokenizer.instruction(text, size) for text in instructions]
+        values = {"language": np.stack([pieces for pieces, _ in encoded])}
+        masks = {"language": np.stack([mask for _, mask in encoded])}
+        if self._encoder:
+            embedded = [self._embed(*(tuple(x.tolist()) for x in row)) for row in encoded]
+            values["language_embedding"] = np.stack(embedded)
+            masks["language_embedding"] = masks["language"]
+        return dict(values=values, masks=masks)
+
+    def _embed(self, ids: tuple[int, ...], mask: tuple[bool, ...]) -> np.ndarray:
+        """float32 [T, F] of an instruction; the frozen encoder runs once for each."""
+        pieces = np.array([ids], np.int32), np.array([mask], bool)
+        return np.asarray(self.model.embed_text(self._variables, self._encoder, *pieces))[0]
 
     def _standard(self, key: str, observation: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """One tick: {"images": {view: (image, seen)}, "proprio": {group: (normalized, seen)}}."""
@@ -224,9 +241,10 @@ class Policy:
             images[view] = self._picture(view, image, size), True
         proprio = {}
         for group, size in self.proprio_sizes.items():
-            reading = None
+            reading, given = None, observation.get("proprio", {})
             if PROPRIO + group in self.normalizer.entries[key]:  # else: another robot's group
-                reading = _entry("observation.proprio", observation.get("proprio", {}), group)
+                if group in self._read or group in given:
+                    reading = _entry("observation.proprio", given, group)
             proprio[group] = np.zeros(size, np.float32), reading is not None
             if reading is not None:
                 numbers = self.normalizer.forward(key, PROPRIO + group, reading)
@@ -332,6 +350,8 @@ def _proprio_sizes(config, stream, normalizer: normalizer_lib.Normalizer) -> dic
                 name = field.removeprefix(PROPRIO)
                 sizes[name] = max(sizes.get(name, 0), len(entry.active))
     for spec in (config.model.tokenizers[name] for name in stream.groups):
-        if "group" in spec and "size" in spec:
-            sizes[spec["group"]] = max(sizes.get(spec["group"], 0), spec["size"])
+        groups = specs.readings(spec)
+        if len(groups) == 1:
+            size = specs.arguments("tokenizers", spec).get("size", 0)
+            sizes[groups[0]] = max(sizes.get(groups[0], 0), size)
     return sizes

@@ -66,7 +66,7 @@ def assemble(config: config_lib.TrainConfig, workdir: str | None = None) -> Asse
     Raises UserError for whatever in the config does not fit together or does not exist.
     """
     start = None
-    if config.init_from:
+    if config.init_from and config.init_from.checkpoint:
         resumed = workdir is not None and checkpoint.resumable(workdir)
         start = checkpoint.load(workdir if resumed else config.init_from.checkpoint)
     tokenizer = _text_tokenizer(config, start)
@@ -129,7 +129,7 @@ def train(
         validation={
             name: functools.partial(opener, config, mix) for name, mix in assembly.held_out.items()
         },
-        pretrained=functools.partial(_values, assembly) if assembly.start else None,
+        pretrained=functools.partial(_values, assembly) if config.init_from else None,
         hooks=hooks_,
         ready=ready,
     )
@@ -168,13 +168,18 @@ def _open(config, mix: mixture.Mixture, rows, start_n: int, *, workers: int) -> 
 
 
 def _values(assembly: Assembly, shapes: Mapping) -> Mapping:
-    """The checkpoint's values for the parameters `shapes`; what begins fresh stays a shape."""
-    settings = assembly.config.init_from
-    loaded, report = pretrained.load(
-        shapes, assembly.start.variables, fresh=settings.fresh, rename=settings.rename
-    )
-    if processes.first():
-        print(f"from {settings.checkpoint}\n{report}", file=sys.stderr, flush=True)
+    """The values that `init_from` names for the parameters `shapes`; the rest stay shapes."""
+    settings, loaded = assembly.config.init_from, shapes
+    if settings.checkpoint:
+        fresh = [*settings.fresh, *(pretrained.encoder(n) + ".*" for n in settings.encoders)]
+        loaded, report = pretrained.load(
+            shapes, assembly.start.variables, fresh=fresh, rename=settings.rename
+        )
+        if processes.first():
+            print(f"from {settings.checkpoint}\n{report}", file=sys.stderr, flush=True)
+    tokenizers = assembly.config.model.tokenizers
+    for name, folder in settings.encoders.items():
+        loaded = pretrained.load_encoder(loaded, name, tokenizers.get(name, {}), folder)
     return loaded
 
 

@@ -33,6 +33,7 @@ from vla_jax.train import state as states
 
 FORMAT_VERSION = 1
 RESUME, BEST = "checkpoints", "best"
+ADVICE = "make room or choose another --workdir; the run goes on from its last checkpoint"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,11 +89,21 @@ class Loaded:
 
 
 class Checkpoints:
-    """The saves of one run; `close` waits for the last one."""
+    """The saves of one run; `close` waits for the last one.
 
-    def __init__(self, workdir: str, config: config_lib.TrainConfig, assets: Assets):
+    `origin` stands in every save's provenance beside what `train/provenance.py` collects.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        config: config_lib.TrainConfig,
+        assets: Assets,
+        origin: Mapping[str, Any] | None = None,
+    ):
         root = pathlib.Path(workdir).absolute()
-        self._config, self._assets, self._provenance = config, assets, provenance.collect()
+        self._config, self._assets = config, assets
+        self._provenance = {**provenance.collect(), **(origin or {})}
         keep = config.checkpoint
         folders = (root / BEST, root / RESUME, root)
         self._made = [folder for folder in folders if not folder.exists()]
@@ -106,8 +117,10 @@ class Checkpoints:
                 best_mode=keep.best_mode,
             )
 
-    def check_space(self, state: Any) -> None:
+    def check_space(self, state: Any, advice: str = ADVICE) -> None:
         """UserError when the disk cannot hold one more save of `state` (arrays or shapes).
+
+        `advice` ends the message.
 
         Orbax writes from threads of its own; what a full disk makes of them says nothing to people.
         """
@@ -117,7 +130,7 @@ class Checkpoints:
         if free < needed:
             raise plugin.UserError(
                 f"{place}: a checkpoint takes {needed / 1e6:.0f} MB, free are {free / 1e6:.0f} MB; "
-                "make room or choose another --workdir; the run goes on from its last checkpoint"
+                f"{advice}"
             )
 
     def latest(self) -> int | None:
@@ -157,7 +170,11 @@ class Checkpoints:
         self._save(self._best, step, state, n, {"params": state.variables}, value)
 
     def save_parameters(self, step: int, variables: Mapping[str, Any]) -> None:
-        """Saves parameters alone (an import): for policies and fine-tuning, no run goes on here."""
+        """Saves parameters alone (an import): for policies and fine-tuning, no run goes on here.
+
+        UserError when the disk cannot hold them.
+        """
+        self.check_space(variables, "make room, or choose another folder")
         self._write(self._resume, step, {}, {"params": variables})
 
     def _save(self, manager, step, state, n, arrays, metrics=None):

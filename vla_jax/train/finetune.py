@@ -7,7 +7,8 @@
                          the body lacks        dropped
                          new                   a tokenizer like the first view's, fresh
     action head of the same space              kept, loaded, with the heads that it reads
-                of another space or horizon    a head and a readout of its own, fresh
+                of another space or horizon    a head like it, fresh; its readout is kept, loaded
+    what no gradient ever reaches (a T5)       loaded and frozen
     rules                                      rows added where a new group would see, or be seen,
                                                otherwise than the one it is modelled on
 
@@ -27,13 +28,12 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, trees, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
-from vla_jax.models import build, pretrained, synthetic
+from vla_jax.models import build, pretrained, specs, synthetic
 from vla_jax.train import checkpoint, organs
 
 STREAM, MEMBER = "robot", "demos"
 MODES = ("full", "head_only")
 STATS = ("checkpoint", "recompute")
-ACTION_HEADS = ("regression", "flow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +115,7 @@ def derive(
 
     Raises UserError for a choice that does not fit the body or the checkpoint.
     """
-    for field, known in (("stats", STATS), ("mode", MODES), ("action_head", ACTION_HEADS)):
-        value = getattr(request, field)
-        if value not in known and not (field == "action_head" and value is None):
-            raise plugin.UserError(plugin.unknown(f"finetune: {field}", str(value), known))
+    _check_choices(request)
     space = _action_space(meta, body, request)
     key = _dataset_key(meta, body, space, request)
     draft = organs.Organs(meta.config, meta.assets.action_spaces, STREAM)
@@ -126,12 +123,12 @@ def derive(
     draft.add_proprio(body.proprio)
     draft.add_action(space, body.proprio, request.action_head, request.action_horizon)
     member = {MEMBER: dict(source=_source(request, key) | draft.targets, weight=1.0)}
-    steps = request.steps
+    steps, model = request.steps, draft.model()
     return config_lib.TrainConfig(
         steps=steps,
         seed=request.seed,
         embodiments=(request.embodiment,),
-        model=draft.model(),
+        model=model,
         streams={
             STREAM: draft.stream(
                 batch_size=request.batch_size,
@@ -157,6 +154,9 @@ def derive(
             warmup=min(meta.config.optimizer.warmup, steps // 10),
             groups=config_lib.OptimizerConfig().groups,
             accumulation=1,
+        ),
+        freeze=tuple(
+            row for name, spec in model.tokenizers.items() for row in specs.frozen(name, spec)
         ),
         sharding=meta.config.sharding,
         checkpoint=config_lib.CheckpointConfig(every=max(1, steps // 2)),
@@ -186,7 +186,7 @@ def complete(config: config_lib.TrainConfig, loaded: checkpoint.Loaded, mode: st
     if mode == "head_only":
         trained = (*fresh, *_action_organs(config, paths))
         rows = tuple((pattern, False) for pattern in dict.fromkeys(trained))
-        config = dataclasses.replace(config, freeze=(*rows, (".*", True)))
+        config = dataclasses.replace(config, freeze=(*config.freeze, *rows, (".*", True)))
     init_from = dataclasses.replace(config.init_from, fresh=tuple(fresh))
     return Prepared(config=dataclasses.replace(config, init_from=init_from), report=report)
 
@@ -208,15 +208,27 @@ def _shapes(config: config_lib.TrainConfig, loaded: checkpoint.Loaded) -> Mappin
 
 def _action_organs(config: config_lib.TrainConfig, paths: Sequence[str]) -> list[str]:
     stream = config.streams[STREAM]
-    heads = [name for name in stream.heads if organs.acts(config.model.heads[name])]
+    heads = [name for name in stream.heads if specs.acts(config.model.heads[name])]
     patterns = [organs.pattern("heads", name) for name in heads]
     for name in heads:
-        readout = config.model.heads[name].get("readout")
-        patterns += [organs.pattern("positions", f"readout_{readout}")] if readout else []
+        readouts = specs.readouts(config.model.heads[name])
+        patterns += [organs.pattern("positions", f"readout_{readout}") for readout in readouts]
     return [p for p in patterns if any(re.fullmatch(p, path) for path in paths)]
 
 
 # ------------------------------------------------------------------------------- what is asked for
+
+
+def _check_choices(request: Request) -> None:
+    """UserError for unknown words, and for an action head (a plug-in) that does not act."""
+    choices = [("stats", STATS), ("mode", MODES)]
+    kind = request.action_head
+    if kind is not None and not ("." in kind and specs.acts(dict(type=kind))):
+        choices.append(("action_head", specs.acting()))
+    for field, known in choices:
+        value = getattr(request, field)
+        if value not in known:
+            raise plugin.UserError(plugin.unknown(f"finetune: {field}", str(value), known))
 
 
 def _views(body: types.Embodiment, request: Request) -> tuple[str, ...]:
@@ -278,7 +290,8 @@ def _dataset_key(meta, body, space: types.ActionSpace, request: Request) -> str 
         )
     sizes = {field: len(entry.active) for field, entry in table[key].items()}
     wanted = {f"proprio/{group.name}": group.size for group in body.proprio}
-    if space not in meta.assets.action_spaces or any(sizes.get(f) != n for f, n in wanted.items()):
+    meant = any(organs.alike(known, space) for known in meta.assets.action_spaces)
+    if not meant or any(sizes.get(field) != size for field, size in wanted.items()):
         known = [known.name for known in meta.assets.action_spaces]
         raise plugin.UserError(
             f"{where}: the statistics of {key!r} are of action spaces {known} and fields {sizes}; "

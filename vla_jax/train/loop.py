@@ -80,9 +80,12 @@ def run(
             steps.make_train_step(model.apply, objectives, plan.optimizer, config),
             out_shardings=(plan.shardings, everywhere),
             donate_argnums=0,
+            compiler_options=config.compiler or None,
         )
         eval_step = jax.jit(
-            steps.make_eval_step(model.apply, objectives, config), out_shardings=everywhere
+            steps.make_eval_step(model.apply, objectives, config),
+            out_shardings=everywhere,
+            compiler_options=config.compiler or None,
         )
         logs.writer_modules(config.writers)  # all that a user can cause is raised before `ready`
 

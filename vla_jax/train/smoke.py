@@ -25,7 +25,7 @@ import optax
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
-from vla_jax.models import build, synthetic
+from vla_jax.models import build, specs, synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import checkpoint, start
@@ -132,8 +132,8 @@ def _stream(
         if name not in full.tokenizers:
             raise plugin.UserError(plugin.unknown("config.streams.groups", name, full.tokenizers))
         spec = small.tokenizers[name]
-        if "image_size" in spec and "view" in spec:
-            image_sizes[spec["view"]] = tuple(spec["image_size"])
+        if "image_size" in spec:
+            image_sizes |= dict.fromkeys(specs.views(spec), tuple(spec["image_size"]))
     return dataclasses.replace(
         stream, batch_size=rows, image_sizes=image_sizes, mixture={}, validation={}
     )

@@ -18,6 +18,7 @@ import optax
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
+from vla_jax.models import vla
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import keys
 from vla_jax.train import optimizer as optimizers
@@ -51,6 +52,9 @@ def make_train_step(
         for stream, named in objectives.items():
             batch = batches[stream]
             row_keys = _keys(config, stream, stream, batch)
+            if _dropout(config):
+                use = f"{stream}/{vla.DROPOUT}"
+                row_keys[vla.DROPOUT] = keys.row_keys(config.seed, use, batch.row_id)
             answers, errors = apply(variables, batch, stream, row_keys)
             for name, (objective, weight) in named.items():
                 value, metrics = objective(answers, errors, batch)
@@ -129,6 +133,12 @@ def _keys(config: config_lib.TrainConfig, use: str, stream: str, batch: Any) -> 
     """{head: key [B]}; `use` is the stream, or keeps validation apart from training."""
     heads = config.streams[stream].heads
     return {name: keys.row_keys(config.seed, f"{use}/{name}", batch.row_id) for name in heads}
+
+
+def _dropout(config: config_lib.TrainConfig) -> bool:
+    """Whether the trunk drops anything in training."""
+    trunk = config.model.trunk
+    return "dropout" in trunk and trunk["dropout"] > 0
 
 
 def _counts(objectives: Objectives, batches: Batches) -> dict[str, dict[str, jax.Array]]:

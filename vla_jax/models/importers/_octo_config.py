@@ -65,6 +65,12 @@ class Translation:
         kind, kwargs = spec["name"], arguments(spec)
         if kind == "LanguageTokenizer":
             encoder = self._facts.encoder if kwargs.get("encoder") else None
+            if kwargs.get("encoder") and encoder is None:
+                raise plugin.UserError(
+                    f"octo checkpoint: config.json names the text encoder {kwargs['encoder']!r} of "
+                    f"{name!r}, but octo_transformer/task_tokenizers_{name}/hf_model/… is missing "
+                    "among the parameters; it was saved without its encoder"
+                )
             there = "language" if encoder else "language_instruction"
             if there not in self._facts.task:
                 raise plugin.UserError(
@@ -170,18 +176,24 @@ class Translation:
     def trunk(self) -> dict[str, Any]:
         """The trunk's sizes."""
         sizes = self._octo["transformer_kwargs"]
+        dropout = float(sizes.get("dropout_rate") or 0.0)
         return dict(
             width=int(self._octo["token_embedding_size"]),
             depth=int(sizes["num_layers"]),
             heads=int(sizes["num_attention_heads"]),
             mlp=int(sizes["mlp_dim"]),
+            **(dict(dropout=dropout) if dropout else {}),
         )
 
-    def freeze(self) -> tuple[tuple[str, bool], ...]:
-        """The table of what fine-tuning leaves alone: text encoders, as in Octo."""
-        frozen = [n for n in self.tasks if not self.tokenizers[n].get("finetune", True)]
-        rows = [(f"params/tokenizers_{name}/encoder/.*", True) for name in frozen]
-        return (*rows, (".*", False)) if rows else ()
+    def left_out(self, heads: Mapping[str, Mapping]) -> tuple[str, ...]:
+        """What of Octo's config has no counterpart here; it matters in training alone."""
+        rates = {"attention_dropout_rate of the transformer": self._octo["transformer_kwargs"]}
+        rates |= {f"dropout_rate of the head {n}": spec["kwargs"] for n, spec in heads.items()}
+        return tuple(
+            f"{said} ({found[said.split()[0]]}): trained on without it"
+            for said, found in rates.items()
+            if found.get(said.split()[0])
+        )
 
     def legacy(self) -> dict[str, Any]:
         """The options that keep Octo's numbers."""

@@ -104,7 +104,7 @@ def place(parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     UserError when the layers of a stacked parameter have gaps or several shapes.
     """
     made: dict[str, np.ndarray] = {}
-    stacks: dict[str, dict[int, np.ndarray]] = {}
+    stacks: dict[str, dict[int, str]] = {}
     unused = []
     for path, value in parameters.items():
         target, layer = _target(path)
@@ -113,9 +113,10 @@ def place(parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         elif layer is None:
             made[target] = _squeezed(target, value)
         else:
-            stacks.setdefault(target, {})[layer] = value
+            stacks.setdefault(target, {})[layer] = path
+    depth = 1 + max((layer for layers in stacks.values() for layer in layers), default=0)
     for target, layers in stacks.items():
-        made[target] = _stacked(target, layers)
+        made[target] = _stacked(layers, depth, parameters)
     return made, tuple(unused)
 
 
@@ -127,6 +128,29 @@ def origins(paths: Iterable[str]) -> dict[str, list[str]]:
         if target is not None:
             found.setdefault(target, []).append(path)
     return found
+
+
+def theirs(path: str) -> str:
+    """What Octo calls our `path`: a name, with * and a|b where several would do."""
+    for pattern, ours in ROWS:
+        parts = re.split(r"\\(\d)", ours)  # text, number of a group, text, …
+        seen: list[str] = []
+        known = ""
+        for i, part in enumerate(parts):
+            if i % 2:
+                known += rf"(?P=g{part})" if part in seen else rf"(?P<g{part}>\w+?)"
+                seen.append(part)
+            else:
+                known += re.escape(part)
+        match = re.fullmatch(known, path)
+        if match is None:
+            continue
+        # Its first group becomes what \1 was, and so on; one that ours does not name becomes *.
+        pattern = re.sub(r"\\d[*+]", "*", re.sub(r"\(\?:([^()]*)\)", r"\1", pattern))
+        pieces = re.split(r"\([^()]*\)", pattern)
+        named = [match[f"g{i}"] if str(i) in seen else "*" for i in range(1, len(pieces))]
+        return "".join(map("".join, zip(pieces, [*named, ""])))
+    return "nothing of Octo's"
 
 
 def _target(path: str) -> tuple[str | None, int | None]:
@@ -148,12 +172,21 @@ def _squeezed(target: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _stacked(target: str, layers: Mapping[int, np.ndarray]) -> np.ndarray:
-    """[layer, …]: the layers' arrays in order."""
-    shapes = {array.shape for array in layers.values()}
-    if sorted(layers) != list(range(len(layers))) or len(shapes) > 1:
-        raise plugin.UserError(
-            f"octo checkpoint: {target} comes from layers {sorted(layers)} of shapes "
-            f"{sorted(shapes)}; expected every layer once, of one shape. The checkpoint is damaged"
-        )
-    return np.stack([layers[i] for i in range(len(layers))])
+def _stacked(
+    layers: Mapping[int, str], depth: int, parameters: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """[layer, …]: the arrays of Octo's paths `layers` in order."""
+    for i in range(depth):
+        if i not in layers:
+            number, other = next(iter(layers.items()))
+            name = other.replace(f"encoderblock_{number}/", f"encoderblock_{i}/")
+            raise plugin.UserError(
+                f"octo checkpoint: {name} is missing; expected {parameters[other].shape}, as "
+                f"{other} is; the checkpoint is damaged"
+            )
+        if parameters[layers[i]].shape != parameters[layers[0]].shape:
+            raise plugin.UserError(
+                f"octo checkpoint: {layers[i]} is {parameters[layers[i]].shape}, expected "
+                f"{parameters[layers[0]].shape} as {layers[0]} is; the checkpoint is damaged"
+            )
+    return np.stack([parameters[layers[i]] for i in range(depth)])

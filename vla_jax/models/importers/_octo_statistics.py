@@ -16,54 +16,103 @@ from vla_jax import plugin
 from vla_jax.codecs import normalizer as normalizer_lib
 
 PROPRIO = "proprio"  # Octo's only reading of the body, and what its group is called here
+NUMBERS = ("mean", "std", "min", "max", "p01", "p99")
 FLAT = "octo"  # the dataset key of statistics that name no dataset
 
 
 def normalizer(
-    where: str, found: Mapping[str, Any], config: Mapping[str, Any], mode: str | None = None
+    where: str,
+    found: Mapping[str, Any],
+    config: Mapping[str, Any],
+    size: int,
+    mode: str | None = None,
 ) -> normalizer_lib.Normalizer:
     """The Normalizer of dataset_statistics.json; `mode` None takes the one that config.json says.
 
-    UserError, beginning with `where`, for a dataset without action statistics, and for statistics
-    that `mode` needs and the file lacks.
+    `size` is A, the numbers of an action; a dataset may have fewer (Octo pads them), not all may.
+
+    UserError, beginning with `where`, for a dataset without action statistics, statistics that
+    `mode` needs and the file lacks, and numbers that cannot be.
     """
+    if not isinstance(found, Mapping) or not found:
+        raise plugin.UserError(f"{where}: {_FORM}")
     datasets = {FLAT: found} if "action" in found else found
     if mode is None:
         kind = _find(config, "action_proprio_normalization_type") or "normal"
         mode = "q01_q99" if "bounds" in str(kind).lower() else "zscore"
     entries: dict[str, dict[str, normalizer_lib.Entry]] = {}
     for key, fields in datasets.items():
-        entries[key] = {}
-        for name, ours in (("action", "action"), (PROPRIO, f"proprio/{PROPRIO}")):
-            if name in fields:
-                entries[key][ours] = _entry(f"{where}, {key}.{name}", fields[name], mode)
-    if not all("action" in fields for fields in entries.values()):
+        if not isinstance(fields, Mapping) or not isinstance(fields.get("action"), Mapping):
+            raise plugin.UserError(f"{where}: {key} has no action statistics; {_FORM}")
+        count = fields.get("num_transitions", 0)
+        entries[key] = {
+            ours: _entry(f"{where}: {key}.{name}", fields[name], mode, count)
+            for name, ours in (("action", "action"), (PROPRIO, f"proprio/{PROPRIO}"))
+            if name in fields
+        }
+    sizes = {key: len(fields["action"].active) for key, fields in entries.items()}
+    if max(sizes.values()) != size:
+        key = max(sizes, key=sizes.__getitem__)
         raise plugin.UserError(
-            f"{where} has no action statistics for "
-            f"{[key for key, fields in entries.items() if 'action' not in fields]}"
+            f"{where}: {key}.action has {sizes[key]} numbers, the checkpoint's actions have {size} "
+            "(example_batch.msgpack); take the file that lies beside this checkpoint"
         )
     return normalizer_lib.Normalizer(entries)
 
 
-def _entry(where: str, found: Mapping[str, Any], mode: str) -> normalizer_lib.Entry:
+_FORM = (
+    "expected {DATASET: {action: {mean, std, …}}}, or {action: …} after fine-tuning, as Octo's "
+    "save_pretrained writes it"
+)
+
+
+def _entry(where: str, found: Mapping[str, Any], mode: str, count: Any) -> normalizer_lib.Entry:
     """One field's entry; old checkpoints lack quantiles, and bounds stand in for them."""
     wanted = ("mean", "std") if mode == "zscore" else ("p01", "p99")
     for name in wanted:
         if name not in found:
-            raise plugin.UserError(plugin.unknown(where, name, found))
-    mean = np.asarray(found.get("mean", found[wanted[0]]), np.float64)
-    spread = np.asarray(found.get("std", np.ones_like(mean)), np.float64)
-    low = found.get("p01", found.get("min", mean - 3 * spread))
-    high = found.get("p99", found.get("max", mean + 3 * spread))
+            raise plugin.UserError(
+                f"{where}: {name} is missing (there: {', '.join(found)}); the checkpoint "
+                f"normalizes by {' and '.join(wanted)}"
+            )
+    given = {name: _numbers(f"{where}.{name}", found[name]) for name in NUMBERS if name in found}
+    sizes = {name: len(numbers) for name, numbers in given.items()}
+    sizes |= {"mask": np.size(found["mask"])} if "mask" in found else {}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise plugin.UserError(f"{where}: expected as many numbers of each, got {said}")
+    mean = given.get("mean", given[wanted[0]])
+    spread = given.get("std", np.ones_like(mean))
+    low = given.get("p01", given.get("min", mean - 3 * spread))
+    high = given.get("p99", given.get("max", mean + 3 * spread))
+    active = np.asarray(found.get("mask", np.ones(mean.shape)), bool)
+    for name, wrong in (("std", spread < 0), ("p01 and p99", low > high)):
+        if wrong.any():
+            dim = int(np.argmax(wrong))
+            said = f"{spread[dim]} < 0" if name == "std" else f"{low[dim]} > {high[dim]}"
+            raise plugin.UserError(f"{where}, {name}: number {dim} has {said}; it cannot be")
     numbers = dict(
-        mean=mean, std=spread, min=found.get("min", low), max=found.get("max", high),
+        mean=mean, std=spread, min=given.get("min", low), max=given.get("max", high),
         q01=low, q99=high,
     )  # fmt: skip
-    lists = {name: tuple(np.asarray(v, np.float64).tolist()) for name, v in numbers.items()}
-    count = int(found.get("num_transitions", 0))
-    active = tuple(np.asarray(found.get("mask", np.ones_like(mean)), bool).tolist())
-    statistics = normalizer_lib.Statistics(count, **lists)
-    return normalizer_lib.Entry(mode, statistics, active, clip=1.0 if mode == "q01_q99" else None)
+    lists = {name: tuple(values.tolist()) for name, values in numbers.items()}
+    statistics = normalizer_lib.Statistics(int(np.asarray(count)), **lists)
+    clip = 1.0 if mode == "q01_q99" else None
+    return normalizer_lib.Entry(mode, statistics, tuple(active.tolist()), clip=clip)
+
+
+def _numbers(where: str, found: Any) -> np.ndarray:
+    """float64 [D]; UserError for anything else, and for what is not finite."""
+    try:
+        values = np.asarray(found, np.float64)
+    except (TypeError, ValueError):
+        values = np.zeros(())
+    if values.ndim != 1 or not values.size:
+        raise plugin.UserError(f"{where}: got {str(found)[:60]}, expected a list of numbers")
+    if not np.isfinite(values).all():
+        dim = int(np.argmin(np.isfinite(values)))
+        raise plugin.UserError(f"{where}: number {dim} is {values[dim]}, expected finite numbers")
+    return values
 
 
 def _find(tree: Any, key: str) -> Any:

@@ -2,23 +2,19 @@
 
     FOLDER/config.json              ModuleSpecs               → config (`_octo_config.py`)
     FOLDER/example_batch.msgpack    cameras, sizes, lengths   → config
-    FOLDER/dataset_statistics.json  per dataset, or flat      → Normalizer
-    FOLDER/STEP/default/checkpoint  parameters, one msgpack   → parameters (`_octo_params.py`)
-           or the names of arrays in tensorstore folders (saved from several devices)
+    FOLDER/dataset_statistics.json  per dataset, or flat      → Normalizer (`_octo_statistics.py`)
+    FOLDER/STEP/default/checkpoint  parameters                → parameters (`_octo_params.py`)
 
-`read` opens the folder, `translate` makes the native parts; nothing is written here.
+`read` opens the folder (`_octo_folder.py`), `translate` makes the native parts; nothing is written.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.serialization
 import jax
 import numpy as np
 
@@ -28,59 +24,19 @@ from vla_jax.backbones import t5
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.embodiments import widowx
-from vla_jax.models import build, pretrained
+from vla_jax.models import build, contract, pretrained, specs
 from vla_jax.models.importers import (
     _octo_config,
     _octo_heads,
     _octo_params,
     _octo_statistics,
 )
+from vla_jax.models.importers._octo_folder import Octo, read
 
-FILES = ("config.json", "example_batch.msgpack", "dataset_statistics.json")
-PLACEHOLDER = "PLACEHOLDER://"  # of Orbax, before the name of an array that stands elsewhere
+__all__ = ["Native", "Octo", "batch", "check_words", "read", "statistics", "translate"]
+
+SHOWN = 12  # parameters that an error names
 TEXT_ENCODER = "octo_transformer/task_tokenizers_language/hf_model/"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Octo:
-    """What lies in an Octo checkpoint's folder, parsed and not yet understood."""
-
-    folder: pathlib.Path
-    step: int
-    config: Mapping[str, Any]
-    example: Mapping[str, Any]  # nested numpy, batch of 1
-    statistics: Mapping[str, Any]
-    parameters: Mapping[str, np.ndarray]  # by path, joined by /
-
-
-def read(folder: str, step: int | None = None) -> Octo:
-    """The folder's contents at `step`, by default the newest.
-
-    UserError for a folder that is no Octo checkpoint, a missing step, and truncated files.
-    """
-    root = pathlib.Path(folder)
-    for name in FILES:
-        if not (root / name).is_file():
-            there = sorted(path.name for path in root.glob("*")) if root.is_dir() else "no folder"
-            raise plugin.UserError(
-                f"octo checkpoint {folder}: {name} is missing (there: {there}); expected the "
-                f"folder that Octo's save_pretrained writes: {', '.join(FILES)}, a folder per step"
-            )
-    steps = sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
-    if not steps or step not in (None, *steps):
-        raise plugin.UserError(
-            f"octo checkpoint {folder}: no step {'at all' if step is None else step}; "
-            f"there are {steps}"
-        )
-    step = steps[-1] if step is None else step
-    return Octo(
-        folder=root,
-        step=step,
-        config=_json(root / "config.json"),
-        example=_msgpack(root / "example_batch.msgpack"),
-        statistics=_json(root / "dataset_statistics.json"),
-        parameters=_parameters(root / str(step) / "default"),
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,24 +48,19 @@ class Native:
     variables: dict[str, Any]
     spaces: tuple[types.ActionSpace, ...]
     normalizer: normalizer_lib.Normalizer
+    text_tokenizer: text_tokenizer_lib.TextTokenizer | None
     report: pretrained.Report
+    left_out: tuple[str, ...]  # settings of Octo's that have no counterpart here
 
     @property
     def contract(self) -> dict[str, Any]:
         """What a policy of it expects and answers, for people and for JSON."""
-        stream = self.config.streams[_octo_config.STREAM]
-        modes = {key: fields["action"].mode for key, fields in self.normalizer.entries.items()}
-        return dict(
-            images={view: list(size) for view, size in stream.image_sizes.items()},
-            image_values="uint8 0..255, red green blue",
-            resize=stream.resize,
-            window=stream.window,
-            history="the first observation again before the episode's beginning, masked",
-            language_tokens=stream.max_tokens,
-            statistics=modes,
-            chunk=stream.action_horizon,
-            chunk_begins="at the newest observation",
-            actions={space.name: [group.name for group in space.groups] for space in self.spaces},
+        return contract.of(
+            self.config,
+            _octo_config.STREAM,
+            normalizer=self.normalizer,
+            spaces=self.spaces,
+            text_tokenizer=self.text_tokenizer,
         )
 
 
@@ -132,13 +83,17 @@ def translate(
     if window is not None:
         config["window_size"] = window
     encoder, text = _text_encoder(octo)
-    made = _octo_config.Translation(config, _facts(octo, encoder))
-    heads, objectives = {}, {}
-    for name, spec in config["model"]["heads"].items():
-        kwargs = _octo_config.arguments(spec)
-        heads[name], objectives[name] = _octo_heads.translate(name, spec["name"], kwargs, made.seen)
-    native = config_lib.parse(config_lib.TrainConfig, _tree(octo, made, heads, objectives))
+    try:
+        made = _octo_config.Translation(config, _facts(octo, encoder))
+        heads, objectives = _heads(config["model"]["heads"], made.seen)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise plugin.UserError(
+            f"octo checkpoint: {octo.folder}/config.json is not as Octo writes it: "
+            f"{type(error).__name__} {error}"
+        ) from error
     space, normalizer = _space(octo), statistics(octo)
+    tree = _tree(octo, made, heads, objectives) | dict(normalizer=_modes(normalizer))
+    native = config_lib.parse(config_lib.TrainConfig, tree)
     parameters, unused = _octo_params.place(octo.parameters)
     parameters |= {f"params/tokenizers_language/encoder/{path}": leaf for path, leaf in text}
     unused = tuple(path for path in unused if not path.startswith(TEXT_ENCODER))
@@ -150,18 +105,53 @@ def translate(
     )
     example = {_octo_config.STREAM: batch(_cut(octo.example, made.window))}
     init = functools.partial(network.init, jax.random.key(0), example)
-    variables, report = _fit(jax.eval_shape(init), parameters, unused, partial)
+    origins = _octo_params.origins(octo.parameters)
+    variables, report = _fit(jax.eval_shape(init), parameters, unused, partial, origins)
     if report.missing:
-        fresh = trees.flatten(jax.device_get(jax.jit(init)()))
-        variables = {path: variables.get(path, leaf) for path, leaf in fresh.items()}
+
+        def missing():  # the rest is never computed
+            return {path: leaf for path, leaf in trees.items(init()) if path in report.missing}
+
+        variables |= jax.device_get(jax.jit(missing)())
     return Native(
         config=native,
         network=network,
         variables=trees.unflatten(variables),
         spaces=(space,),
         normalizer=normalizer,
+        text_tokenizer=text_tokenizer,
         report=report,
+        left_out=made.left_out(config["model"]["heads"]),
     )
+
+
+def _heads(table: Mapping[str, Mapping], seen: Sequence[str]) -> tuple[dict, dict]:
+    """(specs of the heads, of their objectives)."""
+    heads, objectives = {}, {}
+    for name, spec in table.items():
+        kwargs = _octo_config.arguments(spec)
+        heads[name], objectives[name] = _octo_heads.translate(name, spec["name"], kwargs, seen)
+    return heads, objectives
+
+
+def check_words(octo: Octo, words: text_tokenizer_lib.TextTokenizer | None) -> None:
+    """UserError unless there is a T5's text tokenizer where the checkpoint has a T5, else none."""
+    encoder, _ = _text_encoder(octo)
+    if encoder is None:
+        return
+    table = octo.config["model"].get("task_tokenizers") or {}
+    named = [str(_octo_config.arguments(spec).get("encoder")) for spec in table.values()]
+    said = f"it reads sentences by a text encoder ({', '.join(named)})"
+    whose = f"octo checkpoint {octo.folder}: {said}"
+    if words is None:
+        raise plugin.UserError(
+            f"{whose}; give --text-tokenizer the spiece.model or tokenizer.json of this encoder"
+        )
+    if not words.ends_texts:
+        raise plugin.UserError(
+            f"{whose}, and the text tokenizer given is none of T5's; give the spiece.model or "
+            "tokenizer.json of this encoder"
+        )
 
 
 def _cut(example: Mapping[str, Any], window: int) -> dict[str, Any]:
@@ -272,14 +262,22 @@ def _tree(octo: Octo, made, heads: dict, objectives: dict) -> dict[str, Any]:
                 image_sizes={view: tuple(sizes[view]) for view in sizes if view in used},
             )
         },
-        freeze=made.freeze(),
+        freeze=tuple(
+            row for name, spec in made.tokenizers.items() for row in specs.frozen(name, spec)
+        ),
     )
 
 
 def statistics(octo: Octo, mode: str | None = None) -> normalizer_lib.Normalizer:
     """The Normalizer of Octo's statistics; `mode` None takes the one that the config says."""
-    where = f"{octo.folder}: dataset_statistics.json"
-    return _octo_statistics.normalizer(where, octo.statistics, octo.config, mode)
+    where, size = f"{octo.folder}/dataset_statistics.json", octo.example["action"].shape[-1]
+    return _octo_statistics.normalizer(where, octo.statistics, octo.config, size, mode)
+
+
+def _modes(normalizer: normalizer_lib.Normalizer) -> dict[str, Any]:
+    """The config's section by which a fine-tuning computes statistics like the checkpoint's."""
+    entry = next(iter(normalizer.entries.values()))["action"]
+    return dict(modes=(("*", entry.mode),), clip=entry.clip)
 
 
 def _space(octo: Octo) -> types.ActionSpace:
@@ -294,76 +292,40 @@ def _space(octo: Octo) -> types.ActionSpace:
 
 
 def _fit(
-    shapes: Any, parameters: Mapping[str, np.ndarray], unused: tuple[str, ...], partial: bool
+    shapes: Any,
+    parameters: Mapping[str, np.ndarray],
+    unused: tuple[str, ...],
+    partial: bool,
+    origins: Mapping[str, list[str]],
 ) -> tuple[dict[str, Any], pretrained.Report]:
     """({path: array} that the network has, report); UserError for whatever does not fit."""
     wanted = {path: tuple(leaf.shape) for path, leaf in trees.items(shapes)}
     missing = tuple(path for path in wanted if path not in parameters)
-    unused += tuple(path for path in parameters if path not in wanted)
+    surplus = tuple(path for path in parameters if path not in wanted)
     mapped = {path: parameters[path] for path in wanted if path in parameters}
+
+    def named(path: str) -> str:
+        theirs = origins.get(path) or [_octo_params.theirs(path)]
+        more = f" and {len(theirs) - 1} more layers" if len(theirs) > 1 else ""
+        return f"{theirs[0]}{more} (here {path})"
+
     wrong = [
-        f"  shape       {path} is {leaf.shape}, expected {wanted[path]}"
+        f"  shape      {named(path)}: is {leaf.shape}, expected {wanted[path]}"
         for path, leaf in mapped.items()
         if leaf.shape != wanted[path]
     ]
-    if not partial:
-        wrong += [f"  missing     {path} {wanted[path]}" for path in missing]
-        wrong += [f"  left over   {path}" for path in unused]
+    hint = ""
+    if not partial and (missing or surplus or unused):
+        wrong += [f"  missing    {named(path)}: expected {wanted[path]}" for path in missing]
+        over = [*unused, *(theirs for path in surplus for theirs in origins.get(path, (path,)))]
+        wrong += [f"  left over  {path}" for path in over]
+        hint = " (--partial: begin missing ones fresh, drop those left over)"
     if wrong:
+        wrong = wrong[:SHOWN] + [f"  … and {len(wrong) - SHOWN} more"] * (len(wrong) > SHOWN)
         raise plugin.UserError(
-            "octo checkpoint: its parameters and its config.json do not fit together:\n"
+            f"octo checkpoint: its parameters and its config.json do not fit together{hint}:\n"
             + "\n".join(wrong)
         )
-    return mapped, pretrained.Report(mapped=tuple(mapped), missing=missing, unused=unused)
-
-
-def _parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """{path: array} of the msgpack file, which holds the arrays or names those beside it."""
-    if not (folder / "checkpoint").is_file():
-        raise plugin.UserError(f"octo checkpoint: {folder / 'checkpoint'} is missing")
-    found = {}
-    for path, value in trees.items(_msgpack(folder / "checkpoint")):
-        if isinstance(value, str) and value.startswith(PLACEHOLDER):
-            value = _tensorstore(folder, value.removeprefix(PLACEHOLDER))
-        if isinstance(value, np.ndarray):
-            found[path] = value
-    if not any(path.startswith("octo_transformer/") for path in found):
-        raise plugin.UserError(
-            f"octo checkpoint {folder}: holds {sorted(found)[:3] or 'no arrays'}, expected Octo's "
-            "parameters (octo_transformer/…, heads_…); this is another kind of checkpoint"
-        )
-    return found
-
-
-def _tensorstore(folder: pathlib.Path, name: str) -> np.ndarray:
-    """An array that stands beside the msgpack file, in a zarr folder or in an OCDBT database."""
-    import tensorstore  # only for checkpoints that were saved from several devices
-
-    store: dict[str, Any] = {"driver": "file", "path": str((folder / name).absolute())}
-    if not (folder / name).is_dir():
-        bases = sorted(path.parent for path in folder.rglob("manifest.ocdbt"))
-        if not bases:
-            raise plugin.UserError(f"octo checkpoint {folder}: array {name} is missing")
-        store = {"driver": "ocdbt", "base": f"file://{bases[0].absolute()}/", "path": name}
-    try:
-        array = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
-        return np.asarray(array.read().result())
-    except ValueError as error:
-        raise plugin.UserError(f"octo checkpoint {folder}: array {name}: {error}") from error
-
-
-def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise plugin.UserError(f"octo checkpoint: {path} is no JSON ({error})") from error
-
-
-def _msgpack(path: pathlib.Path) -> Any:
-    try:
-        return flax.serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # msgpack raises several, for foreign and for truncated files
-        raise plugin.UserError(
-            f"octo checkpoint: {path} ({path.stat().st_size} bytes) is no msgpack file of flax, or "
-            f"is cut off: {type(error).__name__}: {error}"
-        ) from error
+    return mapped, pretrained.Report(
+        mapped=tuple(mapped), missing=missing, unused=(*unused, *surplus)
+    )

@@ -57,7 +57,7 @@ class Golden:
 
     def _arrays(self, file: pathlib.Path) -> dict[str, np.ndarray]:
         try:
-            with np.load(file) as arrays:
+            with file.open("rb") as opened, np.load(opened) as arrays:
                 return dict(arrays)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             self.broken[file.name] = f"cannot be read: {error}"

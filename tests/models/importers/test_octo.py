@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_named(tiny, fixtures_dir, tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(plugin.UserError, match="is cut off"):
         octo.read(str(folder))
-    with pytest.raises(plugin.UserError, match="left over   octo_transformer/foreign"):
+    with pytest.raises(plugin.UserError, match="left over  octo_transformer/foreign"):
         parameters = {**tiny.checkpoint.parameters, "octo_transformer/foreign": np.zeros(3)}
         octo.translate(dataclasses.replace(tiny.checkpoint, parameters=parameters))
 

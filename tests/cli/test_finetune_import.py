@@ -14,21 +14,21 @@ import simplejpeg
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 MAIN = "import sys; from vla_jax.cli.main import main; sys.exit(main())"
 TOKENIZER = "hf/t5-tiny-golden/tokenizer.json"
-# Two arms of seven joints each, before the checkpoint's first camera and a new one.
+# A robot of other joints, before the checkpoint's first camera and a new one.
 BODY = """
 from vla_jax.types import ActionGroup, ActionSpace, Embodiment, ProprioGroup
 
 JOINTS = ActionGroup(
-    name="joints", size=14, quantity="position", representation="absolute", unit="rad"
+    name="joints", size=SIZE, quantity="position", representation="absolute", unit="rad"
 )
 EMBODIMENT = Embodiment(
-    name="two_arms",
+    name="robot",
     joints=(),
     joint_limits=(),
     control_hz=20.0,
     views=("primary", "secondary"),
-    proprio=(ProprioGroup(name="joints", size=14, unit="rad", meaning="joint angles"),),
-    action_spaces=(ActionSpace(name="two_arms_joints", groups=(JOINTS,), control_hz=20.0),),
+    proprio=(ProprioGroup(name="joints", size=SIZE, unit="rad", meaning="joint angles"),),
+    action_spaces=(ActionSpace(name="joints", groups=(JOINTS,), control_hz=20.0),),
 )
 """
 # The robot that Octo's seven numbers are taken for, without readings of the body.
@@ -53,26 +53,27 @@ def imported(fixtures_dir, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def bodies(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("bodies")
-    (folder / "two_arms.py").write_text(BODY)
+    for size in (3, 14):
+        (folder / f"joints_{size}.py").write_text(BODY.replace("SIZE", str(size)))
     (folder / "same.py").write_text(SAME)
     return folder
 
 
-def episode(number: int, length: int = 12) -> dict:
-    """Joints that turn by a rule which the pictures show: a bright bar at the present angle."""
+def episode(number: int, size: int, length: int = 12) -> dict:
+    """Joints that turn by a rule; the pictures show a bright bar at the angle of two of them."""
     t = np.arange(length + 1)
-    angles = np.sin(0.4 * t[:, None] + number + np.arange(14)[None] / 14).astype(np.float32)
+    angles = np.sin(0.4 * t[:, None] + number + np.arange(size)[None] / size).astype(np.float32)
 
     def frames(view: int) -> list[bytes]:
         made = []
         for step in range(length):
             image = np.full((32, 32, 3), 40, np.uint8)
-            place = int((angles[step, 7 * view] + 1) * 15)
+            place = int((angles[step, -view] + 1) * 15)
             image[:, place : place + 2] = 255
             made.append(simplejpeg.encode_jpeg(image, quality=95, colorsubsampling="444"))
         return made
 
-    text = "move both arms as the bar says, and do so for as long as there are words to be read"
+    text = "turn the joints as the bar says, and do so for as long as there are words to be read"
     return {
         "steps/action": angles[1:],
         "steps/language_instruction": [text.encode()] * length,
@@ -80,18 +81,10 @@ def episode(number: int, length: int = 12) -> dict:
         "steps/observation/images/secondary": frames(1),
         "steps/observation/proprio/joints": angles[:-1],
         "episode_metadata/episode_id": [f"e{number}".encode()],
-        "episode_metadata/embodiment": [b"two_arms"],
-        "episode_metadata/action_space": [b"two_arms_joints"],
+        "episode_metadata/embodiment": [b"robot"],
+        "episode_metadata/action_space": [b"joints"],
         "episode_metadata/camera/primary": np.zeros((3, 4), np.float32),
     }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> pathlib.Path:
-    from tests.data import conftest as data_lib
-
-    folder = tmp_path_factory.mktemp("data") / "arm_data" / "1.0.0"
-    return data_lib.write_folder(folder, [episode(i) for i in range(6)])
 
 
 def asked(imported, embodiment, **changes):
@@ -127,20 +120,20 @@ def test_the_same_robot_loads_everything(imported, bodies):
 
 @pytest.mark.parametrize("head", [None, "regression"])
 def test_other_joints_and_views_begin_fresh_and_nothing_else(imported, bodies, head):
-    prepared = asked(imported, bodies / "two_arms.py", action_head=head)
+    prepared = asked(imported, bodies / "joints_14.py", action_head=head)
     report, config = prepared.report, prepared.config
     assert organs(report.missing) == {
         "tokenizers_secondary",
         "positions_secondary",
         "tokenizers_proprio_joints",
         "positions_proprio_joints",
-        "heads_action_two_arms_joints",
+        "heads_action_joints",
     }
     assert organs(report.unused) == {"tokenizers_wrist", "positions_wrist", "heads_action"}
-    made = config.model.heads["action_two_arms_joints"]
+    made = config.model.heads["action_joints"]
     assert made["type"] == (head or "diffusion") and made["readout"] == "action"
     assert config.model.tokenizers["secondary"]["image_size"] == (64, 64)
-    only = asked(imported, bodies / "two_arms.py", action_head=head, views=("primary",))
+    only = asked(imported, bodies / "joints_14.py", action_head=head, views=("primary",))
     assert list(only.config.streams["robot"].image_sizes) == ["primary"]
 
 
@@ -159,17 +152,20 @@ def test_the_frozen_encoder_is_not_trained(imported, bodies):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words, falls",
+    "size, words",
     [
-        ((), 0.7),  # a diffusion head, as the checkpoint has
-        (("--action-head", "regression", "--views", "primary"), 0.7),
+        (3, ("--steps", 150)),  # a diffusion head, as the checkpoint has
+        (14, ("--steps", 60, "--action-head", "regression", "--views", "primary")),
     ],
 )
-def test_it_trains_saves_and_acts(imported, bodies, data, tmp_path, words, falls):
-    out = tmp_path / "run"
-    given = ["finetune", "--checkpoint", imported, "--data", data, "--stats", "recompute"]
-    given += ["--embodiment", bodies / "two_arms.py", "--steps", 60, "--batch-size", 8]
-    given += ["--lr", 2e-3, "--holdout", 0, "--workdir", out, *words, "--config.log_every=5"]
+def test_it_trains_saves_and_acts(imported, bodies, tmp_path, size, words):
+    from tests.data import conftest as data_lib
+
+    out, folder = tmp_path / "run", tmp_path / "arm_data" / "1.0.0"
+    data_lib.write_folder(folder, [episode(i, size) for i in range(6)])
+    given = ["finetune", "--checkpoint", imported, "--data", folder, "--stats", "recompute"]
+    given += ["--embodiment", bodies / f"joints_{size}.py", "--batch-size", 16, "--lr", 3e-3]
+    given += ["--holdout", 0, "--workdir", out, *words, "--config.log_every=5"]
     done = subprocess.run(
         [sys.executable, "-c", MAIN, *map(str, given)],
         cwd=PROJECT,
@@ -179,13 +175,13 @@ def test_it_trains_saves_and_acts(imported, bodies, data, tmp_path, words, falls
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     print(done.stdout)  # the report and the table of errors, for whoever looks
-    assert "  fresh   params/heads_action_two_arms_joints/" in done.stdout
+    assert "  fresh   params/heads_action_joints/" in done.stdout
     assert "  unused  params/tokenizers_wrist/" in done.stdout
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert np.mean(losses[-3:]) < falls * losses[0], losses
+    assert np.mean(losses[-3:]) < 0.5 * losses[0], losses
     found = json.loads(done.stdout.strip().splitlines()[-1])["train"]
-    assert found["episodes"] == 6 and len(found["dims"]) == 14
+    assert found["episodes"] == 6 and len(found["dims"]) == size
 
     from vla_jax import trees
     from vla_jax.policy import policy as policy_lib
@@ -201,6 +197,6 @@ def test_it_trains_saves_and_acts(imported, bodies, data, tmp_path, words, falls
     contract = json.loads((out / "contract.json").read_text())
     assert contract == json.loads(json.dumps(policy.contract))
     views = {view: np.zeros((48, 64, 3), np.uint8) for view in contract["images"]}
-    policy.observe(0, {"images": views, "proprio": {"joints": np.zeros(14, np.float32)}})
+    policy.observe(0, {"images": views, "proprio": {"joints": np.zeros(size, np.float32)}})
     actions, _ = policy.act(["pick up the spoon"])
-    assert actions.shape == (1, 4, 14) and np.isfinite(actions).all()
+    assert actions.shape == (1, 4, size) and np.isfinite(actions).all()

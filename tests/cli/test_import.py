@@ -1,5 +1,6 @@
 """`vla import octo`: a folder of Octo's becomes one that a policy loads and fine-tuning takes."""
 
+import dataclasses
 import json
 
 import cv2
@@ -91,6 +92,25 @@ def test_the_folder_keeps_what_was_printed(golden, imported, policy):
     assert (stored["window"], stored["chunk"]) == (2, {"action": 4})
     entry = dict(mode="zscore", clip=None, size=7)
     assert stored["statistics"] == dict(bridge_dataset=dict(action=entry))
+
+
+def test_readings_that_no_organ_reads_need_not_be_given(imported):
+    """Octo's own statistics have readings of the body, its released networks do not read any."""
+    from vla_jax.codecs import normalizer as normalizer_lib
+    from vla_jax.policy import policy
+    from vla_jax.train import checkpoint
+
+    loaded = checkpoint.load(str(imported))
+    entries = dict(normalizer_lib.Normalizer.from_json(loaded.normalizer).entries["bridge_dataset"])
+    entries["proprio/proprio"] = entries["action"]
+    table = normalizer_lib.Normalizer({"bridge_dataset": entries})
+    assets = dataclasses.replace(loaded.meta.assets, normalizer=table.to_json())
+    meta = dataclasses.replace(loaded.meta, assets=assets)
+    made = policy.Policy(dataclasses.replace(loaded, meta=meta))
+    blank = {view: np.zeros((8, 8, 3), np.uint8) for view in ("primary", "wrist")}
+    made.observe(0, {"images": blank})
+    assert made.contract["proprio"] == []
+    assert not made.batch([""]).observation.proprio_masks["proprio"].any()
 
 
 def test_data_cut_a_sentence_as_the_policy_does(policy, tmp_path):

@@ -7,12 +7,14 @@ the nearest known one. Files in a plug-in folder that start with ``_`` are no pl
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
 import inspect
 import pathlib
 import sys
+import typing
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -72,14 +74,23 @@ def build(folder: str, spec: Mapping[str, Any], context: Any) -> Any:
 
 
 def check_arguments(where: str, make: Any, arguments: Mapping[str, Any]) -> None:
-    """Raises UserError unless `arguments` fit the signature of `make` after its first parameter."""
+    """Raises UserError unless `arguments` fit the signature of `make` after its first parameter.
+
+    ``**rest: SomeDataclass`` takes the dataclass's fields by name, ``**rest`` anything.
+    """
     parameters = list(inspect.signature(make).parameters.values())[1:]
-    known = {p.name for p in parameters}
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known = {p.name for p in named}
+    for rest in (p for p in parameters if p.kind is p.VAR_KEYWORD):
+        of = typing.get_type_hints(make).get(rest.name)
+        if not dataclasses.is_dataclass(of):
+            known.update(arguments)
+        else:
+            known.update(field.name for field in dataclasses.fields(of))
     for name in arguments:
-        if name not in known and not open_ended:
+        if name not in known:
             raise UserError(unknown(where, name, known))
-    required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    required = [p for p in named if p.default is p.empty]
     missing = [p.name for p in required if p.name not in arguments]
     if missing:
         raise UserError(f"{where}: missing {missing}; give them in the config.")

@@ -30,7 +30,7 @@ def act(folder, data: str, *, step=None) -> np.ndarray:
     robot = policy.Policy.load(str(folder), step=step)
     table, read = rlds.recorded(data, standardizer=dict(type="oxe", row="bridge"))
     for tick in range(2):  # the window
-        image = images.resize(images.decode(read("primary", 0, tick)), (64, 64))
+        image = images.resize(images.decode(*read("primary", 0, [tick])), (64, 64))
         robot.observe(
             0, {"images": {"primary": image}, "proprio": {"ee": table.proprio["ee"][tick]}}
         )

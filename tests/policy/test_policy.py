@@ -48,7 +48,7 @@ def test_the_rows_of_training_are_the_batches_of_acting(run, policy_lib):
         robot.reset()
         first = int(table.start[episode])
         for step in range(max(0, t - 1), t + 1):
-            data = read("primary", episode, first + step)
+            (data,) = read("primary", episode, [first + step])
             seen = images.resize(images.decode(data), (24, 24)) if data else None
             hand = table.proprio["hand"][first + step]
             robot.observe(0, {"images": {"primary": seen}, "proprio": {"hand": hand}})

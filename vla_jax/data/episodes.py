@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from vla_jax import plugin
+
+# (view, episode, table rows of it) -> one image per row: encoded bytes, none where the data lack
+# it, or, of formats without bytes per frame (video), decoded uint8 [height, width, 3].
+FrameReader = Callable[[str, int, Sequence[int]], list[bytes | np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +55,13 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Where one view's encoded images lie: shard and record per episode, byte range per step."""
+    """Where one view's images lie, in the words of the source's FrameReader.
 
-    offset: np.ndarray  # int64 [N], inside the record
-    length: np.ndarray  # int64 [N], 0 = no image
+    RLDS: the byte range inside the episode's record. Any source: length 0 = no image at that step.
+    """
+
+    offset: np.ndarray  # int64 [N]
+    length: np.ndarray  # int64 [N]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -53,6 +53,11 @@ class Reading:
     optional_views: tuple[str, ...] = ()
     augment: dict | None = None
 
+    @classmethod
+    def make(cls, arguments: Mapping) -> Reading:
+        """From a source's ``**reading: robot.Reading``, whose names plugin.build has checked."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+
 
 class RobotRows:
     """An IndexedSource over a table of episodes; safe to call from threads, pickled without files.
@@ -60,7 +65,7 @@ class RobotRows:
     Args:
       context: the stream's.
       episodes: all of the split, training and held-out.
-      read: (view, episode, step row n in [0, N)) -> encoded bytes.
+      read: of their images.
       reading: see Reading.
     """
 
@@ -68,7 +73,7 @@ class RobotRows:
         self,
         context: SourceContext,
         episodes: episodes_lib.Episodes,
-        read: Callable[[str, int, int], bytes],
+        read: episodes_lib.FrameReader,
         reading: Reading,
     ):
         self.context, self.episodes, self.read, self.reading = context, episodes, read, reading
@@ -220,21 +225,16 @@ class RobotRows:
         return targets, masks
 
     def _images(self, view: str, episode: int, rows: np.ndarray, real: np.ndarray, key: bytes):
-        size = self.context.image_sizes[view]
-        frames = np.zeros((len(rows), *size, 3), np.uint8)
+        frames = np.zeros((len(rows), *self.context.image_sizes[view], 3), np.uint8)
         mask = np.zeros(len(rows), bool)
         if view in self.episodes.frames:
-            before = -1
-            for slot, row in enumerate(rows.tolist()):
-                if row == before:  # the repeated first frame is decoded once
-                    frames[slot], mask[slot] = frames[slot - 1], mask[slot - 1]
-                    continue
-                before = row
-                data = self.read(view, episode, row)
-                if data:
-                    image = self._decode(data, view, row)
-                    frames[slot] = images.resize(image, size, self.context.resize)
-                    mask[slot] = True
+            # The repeated first frame is read and decoded once.
+            distinct, place = np.unique(rows, return_inverse=True)
+            found = self.read(view, episode, distinct.tolist())
+            for i, data in enumerate(found):
+                if len(data):
+                    frames[place == i] = self._decode(data, view, int(distinct[i]))
+                    mask[place == i] = True
         if self.augment.color and mask.any():
             frames[mask] = augment_lib.jitter(self.augment, key, view, frames[mask])
         return frames, mask & real
@@ -299,11 +299,13 @@ class RobotRows:
     def _rows(self) -> np.ndarray:
         return selection.rows(self.episodes, self.selected)
 
-    def _decode(self, data: bytes, view: str, row: int) -> np.ndarray:
+    def _decode(self, data: bytes | np.ndarray, view: str, row: int) -> np.ndarray:
+        size, method = self.context.image_sizes[view], self.context.resize
         try:
-            return images.decode(data, self.context.resize)
+            image = images.decode(data, method) if isinstance(data, bytes) else data
         except plugin.UserError as error:
             raise plugin.UserError(f"{self._at(view, row)}: {error}") from error
+        return images.resize(image, size, method)
 
     def _at(self, view: str, row: int) -> str:
         episode = int(np.searchsorted(self.episodes.start, row, side="right")) - 1

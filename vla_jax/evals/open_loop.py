@@ -143,7 +143,8 @@ class _Replay:
         row = int(self.table.start[episode]) + step
         seen = {}
         for view in self.policy.stream.image_sizes:
-            seen[view] = self.read(view, episode, row) or None
+            (image,) = self.read(view, episode, [row])
+            seen[view] = image if len(image) else None
         proprio = {group: values[row] for group, values in self.table.proprio.items()}
         return {"images": seen, "proprio": proprio}
 

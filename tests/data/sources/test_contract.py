@@ -95,7 +95,7 @@ def assert_same(a: dict, b: dict) -> None:
 def test_plugin_form(name):
     module = plugin.module("data.sources", name)
     first, *rest = inspect.signature(module.make).parameters.values()
-    assert first.name == "context" and all(p.kind is p.KEYWORD_ONLY for p in rest)
+    assert first.name == "context" and all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in rest)
     assert set(module.DEBUG) <= {p.name for p in rest}
     assert module.__doc__ and module.make.__doc__
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,17 +31,7 @@ def make(
     split: str = "train",
     embodiment: str | None = None,
     action_space: str | None = None,
-    dataset_key: str | None = None,
-    holdout: float = 0.1,
-    holdout_seed: int = 0,
-    episodes: int | None = None,
-    steps: str | None = None,
-    stride: int = 1,
-    language: str = "required",
-    waypoint_group: str | None = None,
-    point_view: str | None = None,
-    optional_views: Sequence[str] = (),
-    augment: Mapping | None = None,
+    **reading: robot.Reading,
 ) -> robot.RobotRows:
     """The samples of one split of an RLDS folder.
 
@@ -51,38 +41,25 @@ def make(
       standardizer: ``"native"`` or ``dict(type="oxe", row="bridge")``.
       split: a split of the data set. (Its own validation split may repeat it: see holdout.)
       embodiment, action_space: names, in place of those that the standardizer finds.
-      dataset_key, holdout, holdout_seed, episodes, steps, stride, language, waypoint_group,
-        point_view, optional_views, augment: see robot.Reading.
+      reading: holdout, steps, language, augment, …: see robot.Reading.
 
     Raises:
       UserError: no such folder, split or shard; a corrupt record; columns that do not fit the
         standardizer, embodiment or action space; a number that is not finite.
     """
-    reading = robot.Reading(
-        holdout=holdout,
-        holdout_seed=holdout_seed,
-        episodes=episodes,
-        steps=steps,
-        stride=stride,
-        language=language,
-        dataset_key=dataset_key,
-        waypoint_group=waypoint_group,
-        point_view=point_view,
-        optional_views=tuple(optional_views),
-        augment=None if augment is None else dict(augment),
-    )
+    made = robot.Reading.make(reading)
     table, read = recorded(path, standardizer=standardizer, split=split)
     named = {"embodiment": embodiment, "action_space": action_space}
     table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
-    return robot.RobotRows(context, table, read, reading)
+    return robot.RobotRows(context, table, read, made)
 
 
 def recorded(
     path: str, *, standardizer: str | Mapping = "native", split: str = "train"
-) -> tuple[episodes_lib.Episodes, Callable[[str, int, int], bytes]]:
-    """(the table of all episodes of a split, the encoded image of (view, episode, row)).
+) -> tuple[episodes_lib.Episodes, episodes_lib.FrameReader]:
+    """(the table of all episodes of a split, the reader of its images).
 
-    An image of no bytes is one that the data lack. Raises UserError as `make` does.
+    Raises UserError as `make` does.
     """
     spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
     folder = _rlds_folder.open_folder(path)
@@ -123,20 +100,15 @@ def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes_lib.Episod
 
 
 class _Reader:
-    """Encoded images by (view, episode, row); pickled without open files."""
+    """A FrameReader of encoded images; pickled without open files."""
 
     def __init__(self, folder: _rlds_folder.Folder, split: str, table: episodes_lib.Episodes):
         self.table = table
         self.shards = [folder.reader(pathlib.Path(path)) for path, _ in folder.shards(split)]
 
-    def __call__(self, view: str, episode: int, row: int) -> bytes:
+    def __call__(self, view: str, episode: int, rows: Sequence[int]) -> list[bytes]:
         frames, table = self.table.frames[view], self.table
-        length = int(frames.length[row])
-        if length == 0:
-            return b""
-        return self.shards[table.shard[episode]].read(
-            int(table.record[episode]),
-            int(table.record_offset[episode]),
-            int(frames.offset[row]),
-            length,
-        )
+        shard = self.shards[table.shard[episode]]
+        record = (int(table.record[episode]), int(table.record_offset[episode]))
+        spans = [(int(frames.offset[row]), int(frames.length[row])) for row in rows]
+        return [shard.read(*record, *span) if span[1] else b"" for span in spans]

@@ -18,6 +18,7 @@ from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
 from vla_jax.data import robot
 from vla_jax.data.sources import _rlds_folder
+from vla_jax.data.sources._rlds_raw import is_at, raw  # noqa: F401
 from vla_jax.types import SourceContext
 
 DEBUG: dict = {}

@@ -39,7 +39,7 @@ def test_v3_equals_what_lerobot_reads(fixtures_dir):
     expected = np.load(fixtures_dir / "lerobot/lerobot_v3_sample_expected.npz")
     source = lerobot.raw(str(fixtures_dir / "lerobot/lerobot_v3_sample"))
     episodes = [source.episode(i) for i in range(3)]
-    assert (source.kind, source.splits) == ("lerobot v3.0", {"train": 3})
+    assert (source.kind, source.splits) == ("LeRobot v3.0", {"train": 3})
     assert [len(e["action"]) for e in episodes] == [12, 16, 20]
     compared = 0
     for key in expected:

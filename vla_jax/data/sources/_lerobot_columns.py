@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -48,28 +48,33 @@ def episodes(
         yield episode, file, first, values
 
 
-def image_bytes(folder: Folder, file: pathlib.Path, name: str, row: int, where: str) -> bytes:
-    """The encoded image in a row of an image column; UserError, with `where`, without one."""
-    starts, _ = _row_groups(file)
-    group = int(np.searchsorted(starts, row, side="right")) - 1
-    image = _images(file, name, group)[row - starts[group]]
-    data, path = image.get("bytes"), image.get("path")
-    if data:
-        return data
-    if path and (folder.path / path).is_file():
-        return (folder.path / path).read_bytes()
-    raise plugin.UserError(
-        f"{where}: {file}: {name} of row {row} has no bytes, and its path {path!r} is no file in "
-        f"{folder.path}; copy the data again or remove this episode"
-    )
+def image_bytes(
+    folder: Folder, file: pathlib.Path, name: str, rows: Sequence[int], where: str
+) -> list[bytes]:
+    """The encoded images in rows of an image column; UserError, with `where`, without one."""
+    starts, found = _row_groups(file), []
+    for row in rows:
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        image = _images(file, name, group)[row - starts[group]]
+        data, path = image.get("bytes"), image.get("path")
+        if not data:
+            if not path or not (folder.path / path).is_file():
+                raise plugin.UserError(
+                    f"{where}: {file}: {name} of row {row} has no bytes, and its path {path!r} is "
+                    f"no file in {folder.path}; copy the data again or remove this episode"
+                )
+            data = (folder.path / path).read_bytes()
+        found.append(data)
+    return found
 
 
 @functools.lru_cache(maxsize=256)
-def _row_groups(file: pathlib.Path) -> tuple[np.ndarray, int]:
+def _row_groups(file: pathlib.Path) -> np.ndarray:
+    """int64, the first row of each row group."""
     with _opened(file) as opened:
         groups = opened.metadata.num_row_groups
         sizes = [opened.metadata.row_group(i).num_rows for i in range(groups)]
-    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64), sum(sizes)
+    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
 
 
 @functools.lru_cache(maxsize=4)

@@ -72,6 +72,10 @@ class Folder:
         """The file that holds the episode's frames of a video feature."""
         return self._file("video_path", key, episode)
 
+    def times(self, key: str, episode: int, timestamps: np.ndarray) -> np.ndarray:
+        """float64 [T], where the steps' frames lie in the episode's video file (s)."""
+        return self.begins[key][episode] + timestamps.astype(np.float64)
+
     def split(self, name: str) -> np.ndarray:
         """int64, the episodes of a split; UserError for an unknown one."""
         if name not in self.splits:

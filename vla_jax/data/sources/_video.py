@@ -19,11 +19,12 @@ from av.video.reformatter import VideoReformatter
 from vla_jax import plugin
 
 KEPT = 16  # open decoders per process; a 200 MB file of 640 x 480 takes about 10 MB
+TOLERANCE = 1e-4  # s, LeRobot's own
 SEEK = 8  # frames that are decoded as fast as a seek
 
 
 def frames(
-    path: pathlib.Path, times: Sequence[float], where: str, tolerance: float = 1e-4
+    path: pathlib.Path, times: Sequence[float], where: str, tolerance: float = TOLERANCE
 ) -> list[np.ndarray]:
     """uint8 [height, width, 3] of the frames at `times` (s), in their order.
 

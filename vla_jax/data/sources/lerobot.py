@@ -18,12 +18,11 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import images, robot
-from vla_jax.data.sources import _lerobot_columns, _lerobot_folder, _video
+from vla_jax.data import robot
+from vla_jax.data.sources import _lerobot_columns, _lerobot_folder, _lerobot_raw, _video
 from vla_jax.types import SourceContext
 
 DEBUG: dict = {}
-TOLERANCE = 1e-4  # s, LeRobot's own
 is_at = _lerobot_folder.is_at
 
 
@@ -35,7 +34,7 @@ def make(
     split: str = "train",
     embodiment: str | None = None,
     action_space: str | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = _video.TOLERANCE,
     **reading: robot.Reading,
 ) -> robot.RobotRows:
     """The samples of one split of a LeRobot data set.
@@ -65,7 +64,7 @@ def recorded(
     *,
     standardizer: str | Mapping,
     split: str = "train",
-    tolerance: float = TOLERANCE,
+    tolerance: float = _video.TOLERANCE,
 ) -> tuple[episodes_lib.Episodes, episodes_lib.FrameReader]:
     """(the table of all episodes of a split, the reader of its images).
 
@@ -130,7 +129,7 @@ def _load(
         frames = {}
         for view, name in views.items():
             if view in videos:
-                seconds = folder.begins[name][number] + values["timestamp"].astype(np.float64)
+                seconds = folder.times(name, number, values[_lerobot_columns.TIME])
                 offsets = np.rint(seconds[episode.steps] * 1e9).astype(np.int64)
                 size = _stat(folder.video_file(name, number)).st_size
             else:
@@ -171,62 +170,17 @@ class _Reader:
             found = _video.frames(file, [p / 1e9 for p in places], where, self.tolerance)
         else:
             file = self.folder.data_file(number)
-            found = [
-                _lerobot_columns.image_bytes(self.folder, file, name, place, where)
-                for place in places
-            ]
+            found = _lerobot_columns.image_bytes(self.folder, file, name, places, where)
         by_row = dict(zip(there, found, strict=True))
         return [by_row.get(row, b"") for row in rows]
 
 
-def raw(path: str, split: str = "train") -> Raw:
-    """The episodes of a split as the source names their fields; UserError as `recorded` raises."""
-    folder = _lerobot_folder.open_folder(path)
-    return Raw(folder, folder.split(split))
+def raw(path: str, split: str | None = None) -> _lerobot_raw.Raw:
+    """The episodes of a split (None: train, or the first) as the source names their fields.
 
-
-class Raw:
-    """Whole episodes, decoded; fields have LeRobot's names, and `task` is the text.
-
-    Attributes:
-      kind, name: "lerobot v3.0", the data set's.
-      splits: name -> number of episodes.
-      fields: name -> dict(kind="tensor|text|image|video", shape, dtype).
+    Raises UserError where the metadata are broken, and for an unknown split.
     """
-
-    def __init__(self, folder: _lerobot_folder.Folder, chosen: np.ndarray):
-        self._folder, self._chosen = folder, chosen
-        self.kind, self.name = f"lerobot {folder.version}", folder.name
-        self.splits = {name: len(part) for name, part in folder.splits.items()}
-        kinds = {"depth": "video", "language": "text"}
-        self.fields = {
-            name: dict(kind=kinds.get(f.kind, f.kind), shape=f.shape, dtype=f.dtype)
-            for name, f in folder.features.items()
-        }
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def ids(self) -> list[str]:
-        """The episodes' names, in order."""
-        return [f"episode_{number:06d}" for number in self._chosen.tolist()]
-
-    def episode(self, i: int) -> dict[str, np.ndarray]:
-        """Field -> array, first axis = step: images uint8 [T, height, width, 3], texts as str."""
-        folder, fields = self._folder, self._folder.features
-        seen = {n: f.kind for n, f in fields.items() if f.kind in ("image", "video", "depth")}
-        names = [name for name in fields if name not in seen]
-        chosen = self._chosen[i : i + 1]
-        number, file, first, values = next(_lerobot_columns.episodes(folder, chosen, names))
-        found = {name: np.asarray(values[name]) for name in names}
-        for name, kind in seen.items():
-            where = f"{folder.path}: episode {number}, {name}"
-            if kind == "image":
-                rows = range(first, first + int(folder.lengths[number]))
-                read = [_lerobot_columns.image_bytes(folder, file, name, r, where) for r in rows]
-                found[name] = np.stack([images.decode(data) for data in read])
-            else:
-                times = folder.begins[name][number] + values["timestamp"].astype(np.float64)
-                video = folder.video_file(name, number)
-                found[name] = np.stack(_video.frames(video, times.tolist(), where, TOLERANCE))
-        return {name: found[name] for name in fields}
+    folder = _lerobot_folder.open_folder(path)
+    if split is None:
+        split = "train" if "train" in folder.splits else next(iter(folder.splits), "train")
+    return _lerobot_raw.Raw(folder, folder.split(split))

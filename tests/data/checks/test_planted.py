@@ -53,7 +53,7 @@ def test_healthy_data_have_no_finding(seed):
 def test_what_the_actions_are_measured_from():
     data = recorded.healthy()
     data.action[:, :-1, :3] = np.diff(data.ee[..., :3], axis=1) / 0.01
-    only(data, "reference", "warning", "xyz", "next-state deltas", "next_state_delta 1.00")
+    only(data, "reference", "warning", "xyz", "next-state deltas", "reached_delta 1.00")
     assert "reference" not in found(
         dataclasses.replace(data, body=with_group("xyz", label="reached"))
     )

@@ -4,7 +4,7 @@
 
     fit                 1 means                                    R² of
     absolute            the action is where to be next             a_t = p_{t+k}, k = 0, 1
-    next_state_delta    the action is the measured displacement    a_t = d_t
+    reached_delta       the action is the measured displacement    a_t = d_t
     commanded_delta     the action drives the displacement         d_{t+k} = gain * a_t, k = 0 … 3
 
 Which numbers of which reading belong to a group is not written anywhere: all runs of as many
@@ -27,7 +27,7 @@ ROWS = 30  # fewer steps of motion say nothing
 ANGLES = ("euler", "rotvec")
 NAMES = {
     "absolute": "absolute targets",
-    "next_state_delta": "next-state deltas (the measured displacement)",
+    "reached_delta": "next-state deltas (the measured displacement itself)",
     "commanded_delta": "commanded deltas (they drive the measured displacement)",
 }
 
@@ -38,7 +38,7 @@ class Fit:
 
     reading: str
     absolute: float
-    next_state_delta: float
+    reached_delta: float
     commanded_delta: float
     gain: float
     lag: int
@@ -47,13 +47,13 @@ class Fit:
     @property
     def best(self) -> float:
         """The best of the three."""
-        return max(self.absolute, self.next_state_delta, self.commanded_delta)
+        return max(self.absolute, self.reached_delta, self.commanded_delta)
 
     @property
     def verdict(self) -> str | None:
         """The hypothesis that the data bear out; None where none does."""
-        if self.next_state_delta >= EXACT:
-            return "next_state_delta"
+        if self.reached_delta >= EXACT:
+            return "reached_delta"
         if self.absolute >= GOOD and self.absolute > self.commanded_delta:
             return "absolute"
         return "commanded_delta" if self.commanded_delta >= SOME else None
@@ -131,7 +131,7 @@ def _fit(case: doctor.Case, name: str, action, reading, angle: bool) -> Fit | No
     return Fit(
         reading=name,
         absolute=float(absolute),
-        next_state_delta=float(1 - np.square(a - d).sum() / np.square(a).sum()),
+        reached_delta=float(1 - np.square(a - d).sum() / np.square(a).sum()),
         commanded_delta=commanded,
         gain=gain,
         lag=lag,
@@ -185,7 +185,7 @@ def _judge(group, fit: Fit) -> list[doctor.Finding]:
                 "Correct representation and reference in the action space, or convert the column.",
             )
         ]
-    if verdict == "next_state_delta" and group.label != "reached":
+    if verdict == "reached_delta" and group.label != "reached":
         return [
             doctor.Finding(
                 severity="warning",

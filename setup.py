@@ -62,7 +62,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vla_jax", "vla_jax.*"]),
-    package_data={"vla_jax": ["assets/**/*", "evals/*.jinja"]},
+    package_data={"vla_jax": ["assets/**/*", "data/*.css", "data/*.jinja", "evals/*.jinja"]},
     install_requires=CORE,
     extras_require={"sim": SIM, "rlds": RLDS, "dev": DEV},
     entry_points={"console_scripts": ["vla = vla_jax.cli.main:main"]},

@@ -106,3 +106,45 @@ def test_a_failed_write_keeps_the_file_that_was_there(tmp_path, monkeypatch):
         dump.dump(folder, 0, tmp_path / "x.npz")
     assert (tmp_path / "x.npz").read_bytes() == b"mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arm", "x.npz"]
+
+
+def test_lerobot_episodes_are_what_lerobot_reads(fixtures_dir, tmp_path):
+    folder = fixtures_dir / "lerobot" / "lerobot_v3_sample"
+    starts, compared = (0, 12, 28), 0
+    with np.load(f"{folder}_expected.npz") as file:
+        expected = dict(file)
+    for number, start in enumerate(starts):
+        dump.dump(folder, number, tmp_path / "episode.npz")
+        with np.load(tmp_path / "episode.npz") as file:
+            found = dict(file)
+        rows = {int(name.partition("/")[0]) for name in expected}
+        for row in rows & set(range(start, start + len(found["action"]))):
+            for name in ("observation.state", "timestamp", "frame_index", "episode_index", "index"):
+                value = found[name][row - start].reshape(expected[f"{row}/{name}"].shape)
+                np.testing.assert_array_equal(value, expected[f"{row}/{name}"], err_msg=name)
+            np.testing.assert_array_equal(
+                found["action"][row - start], expected[f"{row}/action"][0]
+            )
+            for camera in ("observation.images.top", "observation.images.wrist"):
+                picture = found[camera][row - start]
+                assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+                theirs = 255 * np.moveaxis(expected[f"{row}/{camera}"], 0, -1)
+                assert np.abs(picture - theirs).max() < 1e-3
+            compared += 1
+    assert compared == 6
+
+
+def test_both_versions_of_lerobot_hold_the_same(fixtures_dir, tmp_path):
+    episodes = []
+    for version in ("v21", "v3"):
+        dump.dump(fixtures_dir / "lerobot" / f"lerobot_{version}_sample", 1, tmp_path / "x.npz")
+        with np.load(tmp_path / "x.npz") as file:
+            episodes.append(dict(file))
+    old, new = episodes
+    assert set(old) == set(new) and len(new) == 10
+    for name in new:
+        if name.startswith("observation.images"):  # encoded by two versions
+            assert old[name].shape == new[name].shape
+            assert np.abs(old[name].astype(int) - new[name]).mean() < 4, name
+        else:
+            np.testing.assert_array_equal(old[name], new[name], err_msg=name)

@@ -22,6 +22,7 @@ VERBS = {
     "data inspect": ("inspect", "says what a dataset holds; draws a contact sheet"),
     "data dump": ("dump", "writes every field of one recorded episode to an .npz file"),
     "data doctor": ("doctor", "examines robot data before training: what is wrong, what to do"),
+    "data visualize": ("visualize", "writes an HTML page: films, plots and words of episodes"),
     "data text-tokenizer": ("text_tokenizer", "trains the SentencePiece model of a config's texts"),
     "import": ("import_checkpoint", "turns another project's checkpoint (Octo's) into one of ours"),
     "report": ("report", "builds the self-contained HTML report and the JSON of a run"),

@@ -29,7 +29,7 @@ def summarize(path: str | os.PathLike, limit: int | None = None) -> dict:
         "name": first.name,
         **getattr(first, "about", {}),
         "splits": {
-            split: _split(recordings.raw(path, split), limit) if count else _empty()
+            split: of_split(recordings.raw(path, split), limit) if count else _empty()
             for split, count in first.splits.items()
         },
         "fields": {
@@ -87,13 +87,13 @@ def sheet(
         raise plugin.UserError(
             f"{path}: {len(source)} episodes, cameras {cameras}; a contact sheet needs both"
         )
-    spoken = _spoken(source)
+    spoken = spoken_fields(source)
     rows = {camera: [] for camera in cameras}
     for number in chosen:
-        words = source.episode(number, [recordings.step_fields(source)[0], *spoken], [0])
-        length = len(words[recordings.step_fields(source)[0]])
+        words = source.episode(number, spoken, [0]) if spoken else {}
+        length, there = recordings.length(source, number), recordings.pictured(source, number)
         said = next((str(words[n][0]) for n in spoken if str(words[n][0]).strip()), "")
-        steps = recordings.evenly(length, times)
+        steps = [int(there[i]) for i in recordings.evenly(len(there), times)]
         title = f"{ids[number]} · {length} steps" + (f" · “{said.strip()}”" if said else "")
         shown = source.episode(number, cameras, steps)
         for camera in cameras:
@@ -101,15 +101,16 @@ def sheet(
     return _paint(f"{source.name} · {source.kind}", rows)
 
 
-def _split(source: recordings.Raw, limit: int | None) -> dict:
-    wanted, spoken = recordings.numbers(source), _spoken(source)
+def of_split(source: recordings.Raw, limit: int | None = None) -> dict:
+    """Counts, cameras, instructions and ranges of the (first `limit`) episodes of a split."""
+    wanted, spoken = recordings.numbers(source), spoken_fields(source)
     cameras = recordings.pictures(source)
     count = len(source) if limit is None else min(limit, len(source))
     lengths, said, ranges = [], {}, {}
-    clock = recordings.step_fields(source)[0]
     for number in range(count):
-        found = source.episode(number, [*wanted, *spoken] or [clock], [0])
-        lengths.append(len(next(iter(found.values()))))
+        found = source.episode(number, [*wanted, *spoken], [0]) if wanted or spoken else {}
+        some = next(iter(found.values()), None)
+        lengths.append(recordings.length(source, number) if some is None else len(some))
         for name in spoken:
             said.update(dict.fromkeys(str(value) for value in np.unique(found[name])))
         for name in wanted:
@@ -138,6 +139,11 @@ def _split(source: recordings.Raw, limit: int | None) -> dict:
     }
 
 
+def spoken_fields(source: recordings.Raw) -> list[str]:
+    """The text fields that hold what was asked."""
+    return [n for n in recordings.texts(source) if any(word in n for word in SPEAKS)]
+
+
 def _empty() -> dict:
     counts = dict.fromkeys(("episodes", "read", "steps", "shortest", "longest", "instructions"), 0)
     return {**counts, "cameras": {}, "language_samples": [], "ranges": {}}
@@ -152,10 +158,6 @@ def _widen(ranges: dict, name: str, values: np.ndarray) -> None:
     if name in ranges:
         low, high = np.minimum(ranges[name][0], low), np.maximum(ranges[name][1], high)
     ranges[name] = (low, high, ranges.get(name, (0, 0, 0))[2] + (~finite).sum())
-
-
-def _spoken(source: recordings.Raw) -> list[str]:
-    return [n for n in recordings.texts(source) if any(word in n for word in SPEAKS)]
 
 
 def _short(value: float) -> str:

@@ -135,6 +135,24 @@ def numbers(episodes: Raw, largest: int = 64) -> list[str]:
     return found
 
 
+def length(episodes: Raw, index: int) -> int:
+    """T, the number of steps of an episode; no picture is decoded for it."""
+    clock = next(n for n in (*numbers(episodes), *step_fields(episodes)))
+    return len(episodes.episode(index, [clock], [0])[clock])
+
+
+def pictured(episodes: Raw, index: int) -> np.ndarray:
+    """The steps of an episode that have a picture of some camera, int64.
+
+    All of them, but where our own format says by `image_masks` that a picture was left out.
+    """
+    masks = [n for n in step_fields(episodes) if "/image_masks/" in n]
+    if not masks:
+        return np.arange(length(episodes, index))
+    found = episodes.episode(index, masks, [0]).values()
+    return np.flatnonzero(np.any([np.asarray(mask, bool).reshape(-1) for mask in found], axis=0))
+
+
 def evenly(count: int, wanted: int) -> list[int]:
     """At most `wanted` distinct places of `count`, the first and the last among them."""
     if count < 1:

@@ -38,7 +38,7 @@ def dump(
     return {
         "path": str(path),
         "out": str(out),
-        "id": str(source.ids()[number]),
+        "id": recordings.title(source, number),
         "number": number,
         "steps": lengths.pop(),
         "fields": {n: [str(a.dtype), list(a.shape)] for n, a in sorted(arrays.items())},

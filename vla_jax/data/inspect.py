@@ -27,7 +27,7 @@ def summarize(path: str | os.PathLike, limit: int | None = None) -> dict:
         "path": str(path),
         "kind": first.kind,
         "name": first.name,
-        **getattr(first, "about", {}),
+        **{k: getattr(first, k) for k in ("version", "file_format") if hasattr(first, k)},
         "splits": {
             split: of_split(recordings.raw(path, split), limit) if count else _empty()
             for split, count in first.splits.items()
@@ -81,7 +81,7 @@ def sheet(
     data without pictures or episodes.
     """
     source = recordings.raw(path, split)
-    cameras, ids = recordings.pictures(source), source.ids()
+    cameras = recordings.pictures(source)
     chosen = recordings.evenly(len(source), episodes)
     if not cameras or not chosen:
         raise plugin.UserError(
@@ -94,7 +94,9 @@ def sheet(
         length, there = recordings.length(source, number), recordings.pictured(source, number)
         said = next((str(words[n][0]) for n in spoken if str(words[n][0]).strip()), "")
         steps = [int(there[i]) for i in recordings.evenly(len(there), times)]
-        title = f"{ids[number]} · {length} steps" + (f" · “{said.strip()}”" if said else "")
+        title = f"{recordings.title(source, number)} · {length} steps" + (
+            f" · “{said.strip()}”" if said else ""
+        )
         shown = source.episode(number, cameras, steps)
         for camera in cameras:
             rows[camera].append((title, steps, [_tile(frame) for frame in shown[camera]]))

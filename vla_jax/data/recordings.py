@@ -24,6 +24,7 @@ from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
 
 FOLDER = "data.sources"
+ID = "episode_metadata/episode_id"  # as OXE's data sets and our own have it
 
 
 class Raw(Protocol):
@@ -103,9 +104,22 @@ def number(episodes: Raw, which: str | int) -> int:
     ids = list(episodes.ids())
     if text in ids:
         return ids.index(text)
+    if ID in episodes.fields:
+        ids = []
+        for index in range(count):
+            ids.append(title(episodes, index))
+            if ids[-1] == text:
+                return index
     span = f"a number, 0 to {count - 1}, or an id" if count else "none, it has no episodes"
     message = plugin.unknown(f"{episodes.name}: episode", text, ids[:20])
     raise plugin.UserError(f"{message} Expected {span} ({count} episodes).")
+
+
+def title(episodes: Raw, index: int) -> str:
+    """What an episode calls itself, or else what the source calls it."""
+    if ID in episodes.fields:
+        return str(episodes.episode(index, [ID])[ID])
+    return str(episodes.ids()[index])
 
 
 def step_fields(episodes: Raw) -> list[str]:

@@ -56,7 +56,7 @@ def build(
     source = recordings.raw(path, split)
     if not len(source):
         raise plugin.UserError(f"{path}: no episodes in it, nothing to show")
-    about, ids = inspect.of_split(source), source.ids()
+    about = inspect.of_split(source)
     chosen = recordings.evenly(len(source), episodes)
     plotted = plotted_dims(source, about["ranges"])
     html = pages.render(
@@ -71,10 +71,14 @@ def build(
             for n, f in sorted(source.fields.items())
         ],
         constant=constants(source, about["ranges"]),
-        episodes=[_episode(source, n, ids[n], plotted, about, frames, size) for n in chosen],
+        episodes=[_episode(source, n, plotted, about, frames, size) for n in chosen],
     )
     pages.write(out, html)
-    return {"out": str(out), "episodes": [ids[n] for n in chosen], "bytes": out.stat().st_size}
+    return {
+        "out": str(out),
+        "episodes": [recordings.title(source, n) for n in chosen],
+        "bytes": out.stat().st_size,
+    }
 
 
 def plotted_dims(source: recordings.Raw, ranges: dict) -> dict[str, list[int]]:
@@ -150,7 +154,7 @@ def _measures(source: recordings.Raw, name: str) -> bool:
     return real and not any(word in name for word in CLOCKS)
 
 
-def _episode(source, number: int, id_: str, plotted, about, frames: int, size: int) -> dict:
+def _episode(source, number: int, plotted, about, frames: int, size: int) -> dict:
     cameras, spoken = recordings.pictures(source), inspect.spoken_fields(source)
     step_fields = set(recordings.step_fields(source))
     rest = [n for n in source.fields if n not in cameras]
@@ -164,7 +168,7 @@ def _episode(source, number: int, id_: str, plotted, about, frames: int, size: i
         films.append({"camera": camera, **film(shown, size)})
     said = list(dict.fromkeys(str(v).strip() for n in spoken for v in np.unique(told[n])))
     return {
-        "id": id_,
+        "id": recordings.title(source, number),
         "number": number,
         "length": length,
         "steps": steps or recordings.evenly(length, frames),

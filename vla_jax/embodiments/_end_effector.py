@@ -38,7 +38,6 @@ def space(
     composition: str | None = "left",
     units: tuple[str, str] = ("m", "rad"),
     scales: tuple[float, float] = (1.0, 1.0),
-    frame: str = "base",
     gripper: str = "1=open,0=closed",
 ) -> ActionSpace:
     """An action space of 7 numbers: `xyz`, `rotation`, `gripper` (absolute).
@@ -49,13 +48,10 @@ def space(
       reference, composition: of a delta.
       rotation: its kind; None of velocities, which are about x, y, z.
       units, scales: of position and rotation, see ActionGroup.
-      frame: base, or tool.
       gripper: convention of the last number.
     """
     delta, moves = representation == "delta", representation == "velocity"
-    shared = dict(
-        representation=representation, reference=reference if delta else None, frame=frame
-    )
+    shared = dict(representation=representation, reference=reference if delta else None)
     return ActionSpace(
         name=name,
         control_hz=control_hz,

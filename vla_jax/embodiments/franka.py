@@ -1,14 +1,14 @@
 """Franka Emika Panda, as many labs recorded it: one body, an action space per kind of control.
 
-    franka_osc      robosuite's OSC_POSE commands in [-1, 1] at 20 Hz: 0.05 m and 0.5 rad about the
-                    measured pose (robosuite/controllers/config/osc_pose.json); LIBERO
-    franka_deoxys   the same of a real arm, 0.05 m and 1 rad (UT-Austin-RPL/deoxys_control,
-                    deoxys/config/osc-pose-controller.yml); VIOLA, BUDS, SAILOR, Sirius, MUTEX
-    franka_droid    DROID's Cartesian velocity in [-1, 1] at 15 Hz: the share of 0.075 m and 0.15 rad
-                    that the arm moves in one step (droid/robot_ik/robot_ik_solver.py)
-    franka_taco     relative actions over 0.02 m and 0.05 rad, clipped to [-1, 1] (TACO-RL's README)
-    franka_twist    velocities (Berkeley's cable routing)
-    franka_ee_*     displacements in m and rad        franka_pose_*   absolute poses
+franka_osc      robosuite's OSC_POSE commands in [-1, 1] at 20 Hz: 0.05 m and 0.5 rad about the
+                measured pose (robosuite/controllers/config/osc_pose.json); LIBERO
+franka_deoxys   the same of a real arm, 0.05 m and 1 rad (UT-Austin-RPL/deoxys_control,
+                deoxys/config/osc-pose-controller.yml); VIOLA, BUDS, SAILOR, Sirius, MUTEX
+franka_droid    DROID's Cartesian velocity in [-1, 1] at 15 Hz: the share of 0.075 m and 0.15 rad
+                that the arm moves in one step (droid/robot_ik/robot_ik_solver.py)
+franka_taco     relative actions over 0.02 m and 0.05 rad, clipped to [-1, 1] (TACO-RL's README)
+franka_twist    velocities (Berkeley's cable routing)
+franka_ee_*     displacements in m and rad        franka_pose_*   absolute poses
 """
 
 from vla_jax.embodiments import _end_effector

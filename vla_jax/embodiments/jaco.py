@@ -20,7 +20,5 @@ EMBODIMENT = Embodiment(
             meaning="end_effector_cartesian_pos as recorded: x, y, z and an orientation",
         ),
     ),
-    action_spaces=(
-        _end_effector.space("jaco_ee", 10.0, units=(_end_effector.UNSTATED, "rad")),
-    ),
+    action_spaces=(_end_effector.space("jaco_ee", 10.0, units=(_end_effector.UNSTATED, "rad")),),
 )

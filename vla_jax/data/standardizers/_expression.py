@@ -36,12 +36,12 @@ def invert(values: np.ndarray) -> np.ndarray:
 
 
 def scale(values: np.ndarray, factor: float) -> np.ndarray:
-    """x times a factor."""
+    """Values times a factor."""
     return values * factor
 
 
 def add(values: np.ndarray, summand: float) -> np.ndarray:
-    """x plus a summand."""
+    """Values plus a summand."""
     return values + summand
 
 

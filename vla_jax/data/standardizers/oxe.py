@@ -2,17 +2,17 @@
 row="viola")``. A row is called as TFDS calls its data set (but for `bridge`).
 
 Where nothing else is said, a row makes what Octo makes (octo-models/octo @241fb35,
-octo/data/oxe/oxe_standardization_transforms.py and oxe_dataset_configs.py): the action of 7 numbers,
-the views, no instruction where Octo blanks it. Otherwise on purpose, for all rows:
+octo/data/oxe/oxe_standardization_transforms.py and oxe_dataset_configs.py): the action of 7
+numbers, the views, no instruction where Octo blanks it. Otherwise on purpose, for all rows:
 
-- proprio stands in named groups with a stated meaning, not in 7 or 8 numbers by position; a data set
-  without any has none (Octo: one zero), and a gripper's reading counts its opening (1 = open) where
-  the data set documents the opposite;
+- proprio stands in named groups with a stated meaning, not in 7 or 8 numbers by position; a data
+  set without any has none (Octo: one zero), and a gripper's reading counts its opening (1 = open)
+  where the data set documents the opposite;
 - a missing instruction is no instruction (Octo: the empty text);
 - what an action means (absolute, scaled, velocities) is stated by its action space.
 
-Feature shapes and meanings are those of TFDS's catalogue (tensorflow/datasets, docs/catalog), control
-rates of RDT's table (thu-ml/RoboticsDiffusionTransformer, configs/dataset_control_freq.json).
+Feature shapes and meanings are those of TFDS's catalogue (tensorflow/datasets, docs/catalog),
+control rates of RDT's table (thu-ml/RoboticsDiffusionTransformer, dataset_control_freq.json).
 """
 
 from __future__ import annotations
@@ -71,10 +71,9 @@ ROWS = {
         drop_first=1,
         episode_id=("file_path", "episode_id"),  # the number alone repeats
     ),
-    # The same data as Octo trains on them: what was reached instead of what was commanded. The
-    # gripper of the first step is that of the zero action, 0 = closed: Octo's own; bridge_orig,
-    # OpenVLA's, drops that step. Neither minds an Euler angle that wraps round (to_next_angle
-    # would): kept, so that Octo's statistics fit.
+    # The same data as Octo trains on them: what was reached instead of what was commanded, so that
+    # the first step may stay; bridge_orig, OpenVLA's, drops it. Neither minds an Euler angle that
+    # wraps round (to_next_angle would): kept, so that Octo's statistics fit.
     "bridge_dataset": Row(**REACHED),
     "bridge_orig": Row(**REACHED, drop_first=1),
     "fractal20220817_data": Row(
@@ -105,8 +104,8 @@ ROWS = {
         },
         language=None,
     ),
-    # TFDS's page has -1 = open; the authors' README (ErickRosete/tacorl, dataset/README.md) and Octo
-    # have 1 = open.
+    # TFDS's page has -1 = open; the authors' README (ErickRosete/tacorl, dataset/README.md) and
+    # Octo have 1 = open.
     "taco_play": Row(
         embodiment="franka",
         action_space="franka_taco",
@@ -314,8 +313,8 @@ ROWS = {
         proprio={"ee": ("observation/state[:3]", "zeros(3)", "observation/state[-1]")},
         language="language_instruction",
     ),
-    # openvla/openvla, prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py: droid_baseact_transform.
-    # It swaps the two outer cameras at random; here each keeps its name. Of the three instructions
+    # openvla/openvla, prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py:
+    # droid_baseact_transform. It swaps the two outer cameras at random; here each keeps its name. Of the three instructions
     # the first that is not empty (OpenVLA: the first).
     "droid": Row(
         embodiment="franka",

@@ -68,6 +68,9 @@ def test_row(name):
     for group, values in hand["proprio"].items():
         np.testing.assert_allclose(episode.proprio[group], values, rtol=1e-6, atol=1e-6)
     said = texts(columns[hand["language"]]) if hand["language"] else [""] * T
+    if name == "droid":
+        wordings = zip(said, *(texts(columns[f"language_instruction_{i}"]) for i in (2, 3)))
+        said = [w[0] if len(set(w)) == 1 else tuple(dict.fromkeys(w)) for w in wordings]
     assert list(episode.language) == [said[step] for step in steps]
     views = made.views(known)
     assert set(views) <= set(VIEWS)
@@ -87,14 +90,27 @@ def test_row_fits_its_body(name):
     assert {g: v.shape[1] for g, v in episode.proprio.items()}.items() <= sizes.items()
 
 
-def test_droid_takes_the_first_instruction_there_is():
+def test_droid_keeps_the_wordings_there_are():
     columns = episode_of("droid", np.random.default_rng(0))
-    columns["language_instruction"] = [""] * T
-    columns["language_instruction_2"] = [" "] * 6 + ["wipe the table"] * 6
+    columns["language_instruction"] = ["wipe it "] * 8 + [""] * 4
+    columns["language_instruction_2"] = [" "] * 6 + ["clean it"] * 4 + [""] * 2
+    columns["language_instruction_3"] = ["wipe it"] * 8 + [""] * 4
     full = {c if c.startswith("episode_") else f"steps/{c}": v for c, v in columns.items()}
     episode = oxe.make(SourceContext(name="x", stream=""), row="droid").episode(full, T, "e")
-    third = texts(columns["language_instruction_3"])
-    assert episode.language == [*third[:6], *["wipe the table"] * 6]
+    both = ("wipe it", "clean it")
+    assert episode.language == ["wipe it"] * 6 + [both] * 2 + ["clean it"] * 2 + [""] * 2
+
+
+def test_magic_soup_is_octos():
+    soup = oxe.MIXTURES["oxe_magic_soup"]
+    assert len(soup) == 25 and soup["kuka"] == 0.8341046294 and soup["language_table"] == 0.1
+    assert sum(soup.values()) == pytest.approx(30.77497585143)
+
+
+@pytest.mark.parametrize("name", oxe.MIXTURES)
+def test_members_of_a_named_mixture_have_rows(name):
+    assert set(oxe.MIXTURES[name]) <= set(oxe.ROWS)
+    assert all(weight > 0 for weight in oxe.MIXTURES[name].values())
 
 
 def test_gripper_operations_are_octos(fixtures_dir):

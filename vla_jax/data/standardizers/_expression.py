@@ -160,13 +160,17 @@ class Expression:
 
 def parse(where: str, text: str) -> Expression:
     """The expression; UserError where it is none, naming the nearest operation."""
-    head, *calls = (part.strip() for part in str(text).split("|"))
+    if not isinstance(text, str):
+        raise plugin.UserError(
+            f"{where}: got {text!r}, expected an expression such as 'action[:6]'"
+        )
+    head, *calls = (part.strip() for part in text.split("|"))
     operations = tuple(_operation(f"{where}: {text!r}", call) for call in calls)
     constant, column = CONSTANT.fullmatch(head), COLUMN.fullmatch(head)
     if constant:
         filled = np.full(int(constant[2]), float(constant[1] == "ones"))
         return Expression(text, None, slice(None), filled, operations)
-    if not isinstance(text, str) or not column:
+    if not column:
         raise plugin.UserError(
             f"{where}: got {text!r}, expected 'column', 'column[start:stop]', 'zeros(n)' or "
             "'ones(n)', and operations after a |"

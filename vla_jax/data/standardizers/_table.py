@@ -13,6 +13,13 @@ from vla_jax.data.standardizers import _expression
 from vla_jax.types import VIEWS
 
 METADATA = "episode_metadata/"
+KINDS: dict[str, tuple] = {  # of a row's fields
+    **dict.fromkeys(("embodiment", "action_space"), (str,)),
+    **dict.fromkeys(("views", "proprio", "derived"), (Mapping,)),
+    **dict.fromkeys(("action", "episode_id"), (str, Sequence)),
+    "language": (str, Sequence, type(None)),
+    **dict.fromkeys(("stride", "drop_first", "drop_last"), (int,)),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +32,9 @@ class Row:
       views: view -> image column.
       action: the action vector, in the order of the action space's groups.
       proprio: group of the embodiment -> its vector; those that the data set has.
-      language: text column (or "column | utf32", code points padded with 0); several: at each step
-        the first that is not empty; None: the data set has no instructions worth the name.
+      language: text column (or "column | utf32", code points padded with 0); several: wordings of
+        one instruction, of which a step may lack some; None: the data set has no instructions worth
+        the name. An empty text is no instruction.
       stride: keep every so many steps. An action is then one of those kept: absolute targets and
         `to_next` stay right, commanded deltas would not add up.
       drop_first, drop_last: steps to leave out, after the stride.
@@ -82,6 +90,12 @@ class TableStandardizer:
 
     def __init__(self, name: str, row: Row):
         self.name, self.row, where = name, row, f"standardizer row {name!r}"
+        for field, kinds in KINDS.items():
+            if not isinstance(getattr(row, field), kinds):
+                expected = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+                raise plugin.UserError(
+                    f"{where}: {field}: got {getattr(row, field)!r}, expected {expected}"
+                )
         for view in row.views:
             if view not in VIEWS:
                 raise plugin.UserError(plugin.unknown(f"{where}: views", view, VIEWS))
@@ -104,8 +118,8 @@ class TableStandardizer:
                 raise plugin.UserError(
                     f"{where}: {place}: {ahead[0]!r} has no value at the last step; drop_last=1"
                 )
-        texts = (row.language,) if isinstance(row.language, str) else row.language or ()
-        self._texts = tuple(_text(f"{where}: language", text) for text in texts)
+        self._texts = tuple(_text(f"{where}: language", t) for t in _several(row.language or ()))
+        self._id = tuple(METADATA + column for column in _several(row.episode_id))
 
     def views(self, features: Iterable[str]) -> dict[str, str]:
         """View -> full name of its image column; UserError where the data set lacks it."""
@@ -117,14 +131,14 @@ class TableStandardizer:
         wanted |= {column for column, _ in self._texts}
         wanted |= {column for _, read in self._derived.values() for column in read}
         wanted -= set(self._derived)
-        wanted |= {METADATA + column for column in self.row.episode_id}
+        wanted |= set(self._id)
         return {self._known(column, features) for column in wanted}
 
     def episode(self, columns: Mapping, length: int, where: str) -> episodes.Episode:
         """The episode in our nouns; `columns` are those named by `columns`."""
         row = self.row
         kept = np.arange(length)[:: row.stride]
-        inside = slice(row.drop_first, len(kept) - row.drop_last)
+        inside = slice(row.drop_first, max(0, len(kept) - row.drop_last))
         steps = kept[inside]
         if len(steps) == 0:
             raise plugin.UserError(
@@ -141,7 +155,7 @@ class TableStandardizer:
             ).astype(np.float32)
             for name, vector in self._vectors.items()
         }
-        id_ = "#".join(str(columns[METADATA + c]) for c in row.episode_id)
+        id_ = "#".join(str(columns[column]) for column in self._id)
         return episodes.Episode(
             id=id_ or where,
             steps=steps,
@@ -165,15 +179,16 @@ class TableStandardizer:
                 )
         return made
 
-    def _language(self, columns: Mapping, length: int, steps, where: str) -> list[str]:
+    def _language(self, columns: Mapping, length: int, steps, where: str) -> list:
         texts = [
             decode(columns[_full(column)], length, f"{where}: language {column!r}")
             for column, decode in self._texts
         ]
         said = []
         for step in steps.tolist():
-            given = (text[step].strip() for text in texts)
-            said.append(next(filter(None, given), ""))
+            given = dict.fromkeys(text[step].strip() for text in texts)
+            words = tuple(filter(None, given))
+            said.append(words if len(words) > 1 else "".join(words))
         return said
 
     def _known(self, column: str, features: Iterable[str]) -> str:
@@ -184,6 +199,10 @@ class TableStandardizer:
             known = [f.removeprefix("steps/") for f in features if f.startswith(prefix)]
             raise plugin.UserError(plugin.unknown(where, column, known))
         return full
+
+
+def _several(spec: str | Sequence[str]) -> tuple[str, ...]:
+    return (spec,) if isinstance(spec, str) else tuple(spec)
 
 
 def _full(column: str) -> str:

@@ -314,8 +314,8 @@ ROWS = {
         language="language_instruction",
     ),
     # openvla/openvla, prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py:
-    # droid_baseact_transform. It swaps the two outer cameras at random; here each keeps its name. Of the three instructions
-    # the first that is not empty (OpenVLA: the first).
+    # droid_baseact_transform. It swaps the two outer cameras at random; here each keeps its name.
+    # All three instructions, where there are so many (OpenVLA: the first).
     "droid": Row(
         embodiment="franka",
         action_space="franka_droid",
@@ -346,6 +346,59 @@ ROWS = {
     "libero_object_no_noops": LIBERO,
     "libero_goal_no_noops": LIBERO,
     "libero_10_no_noops": LIBERO,
+}
+# Named mixtures: data set -> weight, for dict(named="oxe_magic_soup", root=…) in a config. As in
+# Octo (oxe_dataset_mixes.py @241fb35), where weights multiply sizes (balance_weights). What stands
+# twice in a list of Octo's counts once, as there.
+MIXTURES = {
+    "oxe_magic_soup": {
+        "fractal20220817_data": 0.54087122203,
+        "kuka": 0.8341046294,
+        "bridge_dataset": 1.0,
+        "taco_play": 2.0,
+        "jaco_play": 1.0,
+        "berkeley_cable_routing": 1.0,
+        "roboturk": 2.0,
+        "nyu_door_opening_surprising_effectiveness": 1.0,
+        "viola": 2.0,
+        "berkeley_autolab_ur5": 2.0,
+        "toto": 1.0,
+        "language_table": 0.1,
+        "stanford_hydra_dataset_converted_externally_to_rlds": 2.0,
+        "austin_buds_dataset_converted_externally_to_rlds": 1.0,
+        "nyu_franka_play_dataset_converted_externally_to_rlds": 3.0,
+        "furniture_bench_dataset_converted_externally_to_rlds": 0.1,
+        "ucsd_kitchen_dataset_converted_externally_to_rlds": 2.0,
+        "austin_sailor_dataset_converted_externally_to_rlds": 1.0,
+        "austin_sirius_dataset_converted_externally_to_rlds": 1.0,
+        "bc_z": 0.2,
+        DLR_EDAN: 1.0,
+        IAMLAB: 1.0,
+        "utaustin_mutex": 1.0,
+        "berkeley_fanuc_manipulation": 2.0,
+        "cmu_stretch": 1.0,
+    },
+    "rtx": {
+        "fractal20220817_data": 0.54087122203,
+        "kuka": 0.8341046294,
+        "bridge_dataset": 1.0,
+        "taco_play": 2.0,
+        "jaco_play": 2.0,
+        "berkeley_cable_routing": 3.0,
+        "roboturk": 1.0,
+        "nyu_door_opening_surprising_effectiveness": 5.0,
+        "viola": 2.0,
+        "berkeley_autolab_ur5": 1.0,
+        "toto": 1.0,
+    },
+    # OpenVLA's (prismatic/vla/datasets/rlds/oxe/mixtures.py).
+    "bridge_rt_1": {"bridge_orig": 1.0, "fractal20220817_data": 1.0},
+    "libero_mix": {
+        "libero_spatial_no_noops": 1.0,
+        "libero_object_no_noops": 1.0,
+        "libero_goal_no_noops": 1.0,
+        "libero_10_no_noops": 1.0,
+    },
 }
 DEBUG: dict = {}
 

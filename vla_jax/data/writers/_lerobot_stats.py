@@ -82,6 +82,7 @@ def _of_levels(frames: int, counts: np.ndarray) -> dict[str, list]:
         "max": level[[np.flatnonzero(c)[-1] for c in counts]],
         "mean": mean,
         "std": np.sqrt(np.sum(counts * (level - mean[:, None]) ** 2, axis=1) / number),
+        "count": np.array([frames]),
     }
     ends = np.cumsum(counts, axis=1)
     for name, share in QUANTILES.items():
@@ -93,5 +94,4 @@ def _of_levels(frames: int, counts: np.ndarray) -> dict[str, list]:
             for ranks in (low, high)
         )
         made[name] = a + (place - low) * (b - a)
-    shaped = {name: values.reshape(3, 1, 1).tolist() for name, values in made.items()}
-    return shaped | {"count": [frames]}
+    return {k: (v if k == "count" else v.reshape(3, 1, 1)).tolist() for k, v in made.items()}

@@ -200,8 +200,9 @@ class _Build:
             key: np.stack([images.decode(p) if isinstance(p, bytes) else p for p in found])
             for key, found in pictures.items()
         }
-        for name, found in self._statistics.add(columns, arrays).items():
-            row |= {f"stats/{name}/{kind}": value for kind, value in found.items()}
+        found = self._statistics.add(columns, arrays)
+        for name in self._features:
+            row |= {f"stats/{name}/{kind}": value for kind, value in found[name].items()}
 
     def _take_up(self, previous: pathlib.Path) -> None:
         """Links the files of the data set that is added to, and counts and measures it."""

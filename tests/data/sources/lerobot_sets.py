@@ -14,26 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vla_jax.data.standardizers import _table
-from vla_jax.data.standardizers._table import Field, Row
-
 FPS = 10
 TASKS = ("touch the dog", "touch the cat")
 CAMERA = "observation.images.top"
-DEBUG: dict = {}
-ROW = Row(
+ROW = dict(
     embodiment="arm",
     action_space="xyz_gripper",
     views={"primary": CAMERA},
-    action=(Field("action"),),
-    proprio={"hand": (Field("observation.state"),)},
+    action="action",
+    proprio={"hand": "observation.state"},
     language="task",
 )
-
-
-def make(context):
-    """The standardizer of these sets."""
-    return _table.TableStandardizer("lerobot_sets", ROW)
+STANDARDIZER = dict(type="rows", row=ROW)
 
 
 def picture(episode: int, step: int, size: int = 16) -> np.ndarray:

@@ -44,7 +44,7 @@ def given(name: str, root) -> dict:
         "image_text": dict(path=f"{root}/pictures.tar", holdout=0.5),
         "lerobot": dict(
             path=f"{root}/lerobot",
-            standardizer="tests.data.sources.lerobot_sets",
+            standardizer=lerobot_sets.STANDARDIZER,
             holdout=0.5,
             augment=dict(color=0.2),
         ),

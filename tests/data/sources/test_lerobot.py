@@ -9,7 +9,7 @@ import pytest
 from tests.data.sources import lerobot_sets as sets
 from vla_jax.data.sources import lerobot
 
-ROWS = dict(standardizer="tests.data.sources.lerobot_sets", holdout=0)
+ROWS = dict(standardizer=sets.STANDARDIZER, holdout=0)
 
 
 def rng():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -33,19 +34,17 @@ def episodes(
     names = list(names)
     stored = {n for n in names if n != "task"} | ({"task_index"} if "task" in names else set())
     columns = sorted(stored | set(ORDER))
-    held, table = None, None
-    for episode in chosen:
-        episode = int(episode)
-        file = folder.data_file(episode)
-        if file != held:
-            held, table = file, _file(folder, file, columns)
-        where = f"{file}: episode {episode}"
-        first = _first(table, where, episode, int(folder.lengths[episode]))
-        rows = slice(first, first + int(folder.lengths[episode]))
-        values = {name: table[name][rows] for name in names if name != "task"}
-        if "task" in names:
-            values["task"] = _tasks(folder, table["task_index"][rows], where)
-        yield episode, file, first, values
+    for file, numbers in itertools.groupby((int(e) for e in chosen), folder.data_file):
+        numbers = list(numbers)
+        table, skipped = _file(folder, file, columns, numbers)
+        for episode in numbers:
+            where, length = f"{file}: episode {episode}", int(folder.lengths[episode])
+            first = _first(table, where, episode, length)
+            rows = slice(first, first + length)
+            values = {name: table[name][rows] for name in names if name != "task"}
+            if "task" in names:
+                values["task"] = _tasks(folder, table["task_index"][rows], where)
+            yield episode, file, skipped + first, values
 
 
 def image_bytes(
@@ -74,7 +73,7 @@ def _row_groups(file: pathlib.Path) -> np.ndarray:
     with _opened(file) as opened:
         groups = opened.metadata.num_row_groups
         sizes = [opened.metadata.row_group(i).num_rows for i in range(groups)]
-    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    return np.cumsum([0, *sizes])[: max(len(sizes), 1)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -99,13 +98,34 @@ def _opened(file: pathlib.Path) -> pq.ParquetFile:
         ) from error
 
 
-def _file(folder: Folder, file: pathlib.Path, columns: list[str]) -> dict:
-    table = _lerobot_folder.read_parquet(file, columns)
-    known = folder.features
+def _file(
+    folder: Folder, file: pathlib.Path, columns: list[str], numbers: list[int]
+) -> tuple[dict, int]:
+    """(columns of the row groups that hold the episodes, the rows before these)."""
+    groups = range(*_overlap(file, min(numbers), max(numbers)))
+    table = _lerobot_folder.read_parquet(file, columns, groups)
     integer = Feature("tensor", (1,), "int64")
-    return {
-        name: _values(table[name], known.get(name, integer), f"{file}: {name}") for name in columns
+    found = {
+        name: _values(table[name], folder.features.get(name, integer), f"{file}: {name}")
+        for name in columns
     }
+    return found, int(_row_groups(file)[groups.start])
+
+
+def _overlap(file: pathlib.Path, low: int, high: int) -> tuple[int, int]:
+    """The first row group that may hold one of these episodes, and the one after the last."""
+    held = []
+    with _opened(file) as opened:
+        paths = [opened.schema.column(i).path for i in range(len(opened.schema))]
+        column = paths.index(ORDER[0]) if ORDER[0] in paths else None
+        for group in range(opened.metadata.num_row_groups):
+            if column is None:  # reading says so
+                return 0, opened.metadata.num_row_groups
+            known = opened.metadata.row_group(group).column(column).statistics
+            told = known is not None and known.has_min_max
+            if not told or (known.min <= high and known.max >= low):
+                held.append(group)
+    return (held[0], held[-1] + 1) if held else (0, 1)
 
 
 def _first(table: dict, where: str, episode: int, length: int) -> int:

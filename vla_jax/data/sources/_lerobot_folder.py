@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from vla_jax import plugin
 
+SIDECAR = "meta/vla_jax.parquet"  # what our own writer adds: one row per episode
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PLACES = ("chunk_index", "file_index")
 
@@ -49,6 +50,8 @@ class Folder:
       lengths: int64 [E], steps of each episode; episode e has the episode_index e.
       splits: name -> int64 [episodes].
       begins: video key -> float64 [E], where the episode begins in its video file (s).
+      metadata: what our own writer adds, a row per episode; None = somebody else wrote it.
+      standardizer: the spec of the one that reads such data.
     """
 
     path: pathlib.Path
@@ -60,6 +63,8 @@ class Folder:
     lengths: np.ndarray
     splits: Mapping[str, np.ndarray]
     begins: Mapping[str, np.ndarray]
+    metadata: pa.Table | None
+    standardizer: Mapping | None
     _templates: Mapping[str, str]
     _chunks_size: int
     _places: Mapping[str, np.ndarray]  # "" (the data) or a video key -> int64 [E, 2]
@@ -130,6 +135,7 @@ def open_folder(path: str | pathlib.Path) -> Folder:
     templates = {
         k: _of(file, info, k, str) for k in ("data_path", *(["video_path"] * bool(videos)))
     }
+    metadata, standardizer = _sidecar(path / SIDECAR, len(lengths))
     return Folder(
         path=path,
         name=path.resolve().name,
@@ -140,6 +146,8 @@ def open_folder(path: str | pathlib.Path) -> Folder:
         lengths=lengths,
         splits=_splits(file, info, len(lengths)),
         begins=begins,
+        metadata=metadata,
+        standardizer=standardizer,
         _templates=templates,
         _chunks_size=int(info.get("chunks_size", 1000)),
         _places=places,
@@ -237,6 +245,18 @@ def _tasks(path: pathlib.Path, version: str) -> dict[int, str]:
     return dict(zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True))
 
 
+def _sidecar(file: pathlib.Path, count: int) -> tuple[pa.Table | None, dict | None]:
+    if not file.is_file():
+        return None, None
+    table = read_parquet(file)
+    if len(table) != count:
+        raise plugin.UserError(
+            f"{file}: {len(table)} rows, but there are {count} episodes; if another program has "
+            "added some, remove this file and name a standardizer"
+        )
+    return table, json.loads((table.schema.metadata or {}).get(b"standardizer", b"null"))
+
+
 def _splits(file: pathlib.Path, info: Mapping, count: int) -> dict[str, np.ndarray]:
     splits = {}
     for name, span in (info.get("splits") or {"train": f"0:{count}"}).items():
@@ -254,15 +274,18 @@ def _splits(file: pathlib.Path, info: Mapping, count: int) -> dict[str, np.ndarr
     return splits
 
 
-def read_parquet(file: pathlib.Path, columns: list[str] | None = None) -> pa.Table:
-    """Those columns of a parquet file; UserError for a missing or broken file or column."""
+def read_parquet(
+    file: pathlib.Path, columns: list[str] | None = None, groups: range | None = None
+) -> pa.Table:
+    """Columns of a parquet file's row groups (None: all); UserError for what is not there."""
     try:
         with pq.ParquetFile(file, memory_map=True) as opened:
             present = opened.schema_arrow.names
             absent = [name for name in columns or () if name not in present]
             if absent:
                 raise plugin.UserError(plugin.unknown(f"{file}: column", absent[0], present))
-            table = opened.read(columns)
+            everything = groups is None or not opened.metadata.num_row_groups
+            table = opened.read(columns) if everything else opened.read_row_groups(groups, columns)
     except FileNotFoundError as error:
         raise plugin.UserError(f"{file}: no such file; copy the data set again") from error
     except (pa.ArrowException, OSError) as error:

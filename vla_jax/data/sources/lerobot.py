@@ -20,7 +20,7 @@ from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
 from vla_jax.data import robot
 from vla_jax.data.sources import _lerobot_columns, _lerobot_folder, _lerobot_raw, _video
-from vla_jax.types import SourceContext
+from vla_jax.types import VIEWS, SourceContext
 
 DEBUG: dict = {}
 is_at = _lerobot_folder.is_at
@@ -30,7 +30,7 @@ def make(
     context: SourceContext,
     *,
     path: str,
-    standardizer: str | Mapping,
+    standardizer: str | Mapping = "native",
     split: str = "train",
     embodiment: str | None = None,
     action_space: str | None = None,
@@ -42,7 +42,8 @@ def make(
     Args:
       context: the stream's; `context.train` picks the training or the held-out episodes.
       path: the folder that holds meta/info.json.
-      standardizer: how its features map to our nouns.
+      standardizer: how its features map to our nouns, ``dict(type="rows", row=dict(…))``; "native"
+        for what our own writer wrote, which says it itself.
       split: a split of meta/info.json.
       embodiment, action_space: names, in place of those that the standardizer finds.
       tolerance: how far (s) a video's frame may lie from its step's timestamp.
@@ -62,7 +63,7 @@ def make(
 def recorded(
     path: str,
     *,
-    standardizer: str | Mapping,
+    standardizer: str | Mapping = "native",
     split: str = "train",
     tolerance: float = _video.TOLERANCE,
 ) -> tuple[episodes_lib.Episodes, episodes_lib.FrameReader]:
@@ -72,10 +73,24 @@ def recorded(
     """
     spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
     folder = _lerobot_folder.open_folder(path)
+    if spec == {"type": "native"}:
+        spec = folder.standardizer or _refuse(folder)
     table, sources = _load(
         str(folder.path), split, json.dumps(spec, sort_keys=True), _stamp(folder)
     )
     return table, _Reader(folder, table, sources, tolerance)
+
+
+def _refuse(folder: _lerobot_folder.Folder) -> Mapping:
+    kinds = {name: feature.kind for name, feature in folder.features.items()}
+    views = [name for name, kind in kinds.items() if kind in ("image", "video")]
+    raise plugin.UserError(
+        f"{folder.path}: a LeRobot data set that names no standardizer; expected a row: "
+        "standardizer=dict(type='rows', row=dict(embodiment=…, action_space=…, "
+        f"views={dict(zip(VIEWS, views, strict=False))}, action='action', "
+        "proprio=dict(GROUP='observation.state'), language='task')); it has "
+        f"{', '.join(sorted(kinds))}"
+    )
 
 
 def _stamp(folder: _lerobot_folder.Folder) -> tuple:
@@ -122,10 +137,12 @@ def _load(
     for number, file, first, values in _lerobot_columns.episodes(folder, chosen, names | times):
         here, length = f"{file}: episode {number}", int(folder.lengths[number])
         given = {f"steps/{name}": values[name] for name in names}
-        given["episode_metadata/episode_index"] = np.int64(number)
+        given |= _metadata(folder, number)
         episode = standardizer.episode(given, length, here)
         if episode.id == here:
             episode = dataclasses.replace(episode, id=f"episode_{number:06d}")
+        if not episode.cameras:
+            episode = dataclasses.replace(episode, cameras=_cameras(given))
         frames = {}
         for view, name in views.items():
             if view in videos:
@@ -144,8 +161,32 @@ def _load(
 def _named(folder: _lerobot_folder.Folder) -> dict[str, _lerobot_folder.Feature]:
     """What a standardizer may name, by its full name."""
     found = {f"steps/{n}": f for n, f in folder.features.items() if f.kind != "language"}
-    number = _lerobot_folder.Feature("tensor", (), "int64")
-    return found | {"episode_metadata/episode_index": number}
+    for name, value in _metadata(folder, 0).items() if len(folder.lengths) else ():
+        array = np.asarray(value)
+        kind = "text" if isinstance(value, str) else "tensor"
+        found[name] = _lerobot_folder.Feature(kind, array.shape, array.dtype.name)
+    return found
+
+
+def _metadata(folder: _lerobot_folder.Folder, number: int) -> dict:
+    """`episode_metadata/…` of an episode: its number, and what our own writer added."""
+    found = {"episode_metadata/episode_index": np.int64(number)}
+    if folder.metadata is not None:
+        for name in folder.metadata.column_names:
+            value = folder.metadata[name][number].as_py()
+            found[f"episode_metadata/{name}"] = (
+                value if isinstance(value, str) else np.asarray(value)
+            )
+    return found
+
+
+def _cameras(given: Mapping) -> dict[str, np.ndarray]:
+    prefix = "episode_metadata/camera/"
+    return {
+        name.removeprefix(prefix): np.asarray(value, np.float32).reshape(3, 4)
+        for name, value in given.items()
+        if name.startswith(prefix)
+    }
 
 
 class _Reader:

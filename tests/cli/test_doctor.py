@@ -9,6 +9,15 @@ from tests.data.conftest import episode, write_folder
 from vla_jax.cli import main as cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROWS = """
+from vla_jax.data.standardizers._table import Row
+
+ROWS = {"sample": Row(
+    embodiment="widowx", action_space="ee_delta_gripper",
+    views={"primary": "observation.images.top"}, action="action",
+    proprio={"ee": "observation.state"}, language="task",
+)}
+"""
 ARM = "from tests.data.conftest import ARM as EMBODIMENT\n"
 
 
@@ -58,6 +67,20 @@ def test_a_config_examines_what_it_would_read(fixtures_dir, capsys):
     assert any("enlarged 3.50 times" in f["message"] for f in report["findings"])
     assert cli.main(["data", "doctor", "elsewhere", "--config", config]) == 2
     assert "unknown 'elsewhere'" in capsys.readouterr().err
+
+
+def test_lerobot_through_rows_of_ones_own(fixtures_dir, tmp_path, capsys):
+    (tmp_path / "my_rows.py").write_text(ROWS)
+    folder = fixtures_dir / "lerobot" / "lerobot_v3_sample"
+    code, _, report = examine(capsys, folder, "--standardizer", f"{tmp_path}/my_rows.py:sample")
+    time = report["numbers"]["time"]["timestamps"]
+    assert time["hz"] == pytest.approx(10, rel=1e-3) and (time["gaps"], time["episodes"]) == (0, 0)
+    told = [f["message"] for f in report["findings"]]
+    assert any(
+        "recorded at 10 Hz, the action space 'ee_delta_gripper' says 5 Hz" in m for m in told
+    )
+    assert any("4 of 7 dims never change" in m for m in told)
+    assert code == 0 and report["numbers"]["reference"]["xyz"]["commanded_delta"] > 0.2
 
 
 def test_an_error_ends_with_one(tmp_path, capsys):

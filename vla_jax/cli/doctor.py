@@ -3,7 +3,7 @@
   vla data doctor runs/demo/demos                                       data in our own nouns
   vla data doctor bridge_dataset --standardizer oxe:bridge --action-horizon 4
   vla data doctor --config configs/debug.py:data=bridge_dataset         as that run would read them
-  vla data doctor my_data --standardizer my_lab.rows:kitchen --embodiment my_robot.py \\
+  vla data doctor my_data --standardizer my_rows.py:kitchen --embodiment my_robot.py \\
       --checkpoint runs/pretrained --dataset-key bridge                 under its statistics
 
 Looked at: statistics against ranges, clipping, masks, dead dims, zero first actions, what actions
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("path", nargs="?", help="the dataset's folder (with --config: one of its members)")
     add("--config", help="configs/X.py[:key=value,…]: examine its robot data as it reads them")
-    add("--standardizer", default="native", help="TYPE or TYPE:ROW (default native)")
+    add("--standardizer", default="native", help="TYPE, TYPE:ROW or FILE.py:ROW (default native)")
     add("--split", default="train")
     add(
         "--embodiment", help="a Python file with EMBODIMENT, or a name (default: what the data say)"
@@ -66,8 +66,7 @@ def from_flags(arguments: argparse.Namespace):
         raise plugin.UserError("give PATH, the dataset's folder, or --config.")
     if arguments.action_horizon < 1:
         raise plugin.UserError(f"--action-horizon: got {arguments.action_horizon}, expected >= 1")
-    kind, _, row = arguments.standardizer.partition(":")
-    spec = dict(type=kind, row=row) if row else dict(type=kind)
+    spec = recordings.standardizer(arguments.standardizer)
     table, read = recordings.recorded(arguments.path, standardizer=spec, split=arguments.split)
     body = _body(arguments.embodiment or table.embodiment)
     table = dataclasses.replace(
@@ -145,7 +144,7 @@ def _case(path, split, standardizer, source, modes, clip, given, language):
     from vla_jax import plugin, types
     from vla_jax.data import doctor, recordings, statistics
 
-    fields = ["action", *(f"proprio/{g.name}" for g in source.embodiment.proprio)]
+    fields = ["action", *(f"proprio/{name}" for name in source.episodes.proprio)]
     mode = {f: next(m for pattern, m in modes if fnmatch.fnmatchcase(f, pattern)) for f in fields}
     own = statistics.compute([source], mode=mode, clip=clip)
     raw = recordings.raw(path, split)

@@ -112,14 +112,28 @@ class Case:
             return np.zeros(len(self.table.action), bool)
         return np.all(action <= STILL * usual[None], axis=1)
 
+    @property
+    def readings(self) -> list:
+        """The body's proprio groups that these data have."""
+        return [g for g in self.source.embodiment.proprio if g.name in self.table.proprio]
+
+    @functools.cached_property
+    def inner(self) -> np.ndarray:
+        """The rows that are not the last of their episode: int64."""
+        inner = np.ones(len(self.table.step), bool)
+        inner[self.table.start[1:] - 1] = False
+        return np.flatnonzero(inner)
+
+    @functools.cached_property
+    def stride(self) -> int:
+        """How many recorded steps lie between two that are kept, mostly."""
+        steps = np.diff(self.table.step)[self.inner]
+        return int(np.median(steps)) if len(steps) else 1
+
     @functools.cached_property
     def follows(self) -> np.ndarray:
-        """int64: the rows whose next row is the next recorded step of the same episode."""
-        table = self.table
-        inner = np.ones(len(table.step), bool)
-        inner[table.start[1:] - 1] = False
-        rows = np.flatnonzero(inner)
-        return rows[table.step[rows + 1] - table.step[rows] == 1]
+        """The rows whose next row is one stride on in the same episode: int64."""
+        return self.inner[np.diff(self.table.step)[self.inner] == self.stride]
 
     def picture(self, view: str, episode: int, row: int) -> np.ndarray | None:
         """uint8 [height, width, 3] as recorded, None where there is none; UserError if broken."""

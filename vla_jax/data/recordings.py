@@ -96,6 +96,14 @@ def recorded(
     return source.recorded(str(path), standardizer=standardizer, split=split)
 
 
+def standardizer(text: str) -> str | dict:
+    """The spec that TYPE, TYPE:ROW or FILE.py:ROW (rows of the user's own) stands for."""
+    kind, _, row = text.rpartition(":")
+    if kind.endswith(".py"):
+        return dict(type="rows", file=os.path.abspath(kind), row=row)
+    return dict(type=kind, row=row) if kind else text
+
+
 def number(episodes: Raw, which: str | int) -> int:
     """The place of an episode asked for by its number or else its id; UserError for neither."""
     text, count = str(which), len(episodes)

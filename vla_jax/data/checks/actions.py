@@ -27,7 +27,7 @@ def check(case: doctor.Case):
 def _dead(case: doctor.Case):
     """Dims that never change, in the sense of the normalizer."""
     columns = {"action": (case.table.action, case.dims)}
-    for group in case.source.embodiment.proprio:
+    for group in case.readings:
         names = [f"{group.name}.{i}" for i in range(group.size)]
         columns[f"proprio/{group.name}"] = (case.table.proprio[group.name], names)
     findings, numbers = [], {}

@@ -154,7 +154,7 @@ def _flags(case: doctor.Case):
             shows = bool(told[camera][0].max() >= BLACK)
             wrong.setdefault(field, []).append((says, shows))
     lies = {f: float(np.mean([a != b for a, b in pairs])) for f, pairs in wrong.items()}
-    bad = [f for f, share in lies.items() if share > 0]
+    bad = sorted(field for field, share in lies.items() if share > 0)
     if not bad:
         return [], lies
     return [

@@ -101,7 +101,7 @@ def _reading(case: doctor.Case, opening: np.ndarray) -> tuple[str | None, float]
     best, strongest = None, 0.0
     follows = np.zeros(len(opening), bool)
     follows[case.follows] = True
-    for group in case.source.embodiment.proprio:
+    for group in case.readings:
         for dim in range(group.size):
             values = case.table.proprio[group.name][:, dim].astype(np.float64)
             for lag in LAGS:

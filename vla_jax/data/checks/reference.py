@@ -23,6 +23,7 @@ from vla_jax.data import doctor
 EXACT, GOOD, SOME = 0.98, 0.8, 0.25  # R² of a fit: identical, clear, more than chance
 LAGS = (0, 1, 2, 3)
 GAIN_LOW, GAIN_HIGH = 0.1, 3.0  # displacement per commanded delta, lag and all
+NEAR = 0.8  # of the best fit: another run of numbers may be the one that is meant
 ROWS = 30  # fewer steps of motion say nothing
 ANGLES = ("euler", "rotvec")
 NAMES = {
@@ -64,13 +65,15 @@ def check(case: doctor.Case):
     findings, numbers = [], {}
     for group, part in case.groups:
         reason = _not_judged(group)
-        fit = None if reason else _best(case, group, case.table.action[:, part])
-        if fit is None:
+        fits = [] if reason else _fits(case, group, case.table.action[:, part])
+        if not fits:
             if group.quantity in ("position", "rotation"):
-                numbers[group.name] = {
-                    "not_judged": reason or "no reading of as many numbers moves"
-                }
+                reason = reason or "no reading of as many numbers moves"
+                numbers[group.name] = {"not_judged": reason}
             continue
+        # Of runs that explain the group about as well, one that bears the action space out counts.
+        near = [fit for fit in fits if fit.best >= NEAR * fits[0].best]
+        fit = next((fit for fit in near if not _judge(group, fit)), fits[0])
         numbers[group.name] = {**dataclasses.asdict(fit), "verdict": fit.verdict}
         findings += _judge(group, fit)
     return findings, numbers
@@ -88,11 +91,11 @@ def _not_judged(group) -> str | None:
     return None if group.size > 1 else "one number matches any reading too easily"
 
 
-def _best(case: doctor.Case, group, action: np.ndarray) -> Fit | None:
-    """The fit of the reading that explains the group best."""
+def _fits(case: doctor.Case, group, action: np.ndarray) -> list[Fit]:
+    """The fits of all runs of as many numbers in a reading, the best first."""
     found = []
     angle = group.quantity == "rotation"
-    for reading in case.source.embodiment.proprio:
+    for reading in case.readings:
         values = case.table.proprio[reading.name].astype(np.float64)
         if not angle:  # angles are radians under whatever scale the positions beside them have
             values = values * reading.scale
@@ -101,7 +104,7 @@ def _best(case: doctor.Case, group, action: np.ndarray) -> Fit | None:
             part = values[:, start : start + group.size]
             fit = _fit(case, name, action.astype(np.float64) * group.scale, part, angle)
             found += [fit] if fit else []
-    return max(found, key=lambda fit: fit.best, default=None)
+    return sorted(found, key=lambda fit: -fit.best)
 
 
 def _fit(case: doctor.Case, name: str, action, reading, angle: bool) -> Fit | None:
@@ -163,7 +166,8 @@ def _wrap(angle: np.ndarray) -> np.ndarray:
 
 
 def _judge(group, fit: Fit) -> list[doctor.Finding]:
-    fits = ", ".join(f"{k} {max(getattr(fit, k), -9.99):.2f}" for k in NAMES)
+    shares = {name: getattr(fit, name) for name in NAMES}
+    fits = ", ".join(f"{n} {s:.2f}" if s > 0 else f"{n} none" for n, s in shares.items())
     told = f"action {group.name} against {fit.reading}: R² of {fits}"
     verdict, declared = fit.verdict, group.representation
     flipped = [i for i, sign in enumerate(fit.signs) if sign < -GOOD]

@@ -43,9 +43,7 @@ def check(case: doctor.Case):
 
 
 def _fields(case: doctor.Case) -> dict[str, np.ndarray]:
-    groups = {
-        f"proprio/{g.name}": case.table.proprio[g.name] for g in case.source.embodiment.proprio
-    }
+    groups = {f"proprio/{g.name}": case.table.proprio[g.name] for g in case.readings}
     return {"action": case.table.action, **groups}
 
 

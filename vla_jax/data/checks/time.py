@@ -37,12 +37,7 @@ def check(case: doctor.Case):
 
 def _left_out(case: doctor.Case):
     """Steps that the standardizer or a filter leaves out of the middle of an episode."""
-    table = case.table
-    inner = np.ones(len(table.step), bool)
-    inner[table.start[1:] - 1] = False
-    rows = np.flatnonzero(inner)
-    jumps = table.step[rows + 1] - table.step[rows] != 1
-    share = float(np.mean(jumps)) if len(rows) else 0.0
+    share = 1 - len(case.follows) / len(case.inner) if len(case.inner) else 0.0
     findings = []
     if share > 0:
         findings.append(
@@ -55,7 +50,7 @@ def _left_out(case: doctor.Case):
                 remedy="Make sure that the actions are meant to be executed across these gaps.",
             )
         )
-    return findings, {"steps_left_out": share}
+    return findings, {"steps_left_out": share, "stride": case.stride}
 
 
 def _fields(raw: recordings.Raw, pattern: str) -> list[str]:
@@ -105,12 +100,13 @@ def _timestamps(case: doctor.Case, name: str, parts: list[np.ndarray]):
                 remedy="Split or remove these episodes: a chunk across a gap is no motion.",
             )
         )
-    if not asked / RATE <= rate <= asked * RATE:
+    kept = f" and taken at {rate / case.stride:.4g} Hz" if case.stride > 1 else ""
+    if not asked / RATE <= rate / case.stride <= asked * RATE:
         findings.append(
             doctor.Finding(
                 severity="warning",
                 message=(
-                    f"{name}: recorded at {rate:.4g} Hz, the action space "
+                    f"{name}: recorded at {rate:.4g} Hz{kept}, the action space "
                     f"{case.source.action_space.name!r} says {asked:g} Hz"
                 ),
                 remedy="Correct control_hz in the embodiment's file, or resample the data.",

@@ -12,7 +12,7 @@ from vla_jax.data import statistics
 
 def entry(values, mode="zscore", **changes):
     values = np.asarray(values, np.float64)
-    stats = statistics.moments(values, np.ones(len(values), int))
+    stats = statistics.moments([statistics.Column.whole(values)])
     return normalizer.Entry(mode, stats, (True,) * values.shape[1], **changes)
 
 

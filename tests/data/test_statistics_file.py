@@ -29,17 +29,12 @@ if sys.argv[2] == "loop":
     while True:
         statistics_file.write(sys.argv[1], tables, found)
 if sys.argv[2] == "write":
-    write = os.fdopen
-    def half(handle, mode):
-        file = write(handle, mode)
-        put = file.write
-        def some(text):
-            put(text[: len(text) // 2])
-            file.flush()
-            die()
-        file.write = some
-        return file
-    os.fdopen = half
+    import pathlib
+    whole = pathlib.Path.write_bytes
+    def half(path, data):
+        whole(path, data[: len(data) // 2])
+        die()
+    pathlib.Path.write_bytes = half
 else:
     setattr(os, sys.argv[2], die)
 statistics_file.write(sys.argv[1], tables, found)

@@ -15,13 +15,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 
 from vla_jax import plugin
 from vla_jax.codecs.normalizer import Statistics
+from vla_jax.data.sources import _files
 from vla_jax.data.statistics import Column
 
 FORMAT_VERSION = 1
@@ -29,7 +27,7 @@ REMEDY = "make it again with `vla data stats --config … --out {path}`"
 
 
 def write(
-    path: str | pathlib.Path,
+    path: _files.Path,
     tables: Mapping[str, Mapping[str, Mapping[str, Column]]],
     found: Mapping[str, Mapping[str, Statistics]],
 ) -> str:
@@ -38,7 +36,7 @@ def write(
     The file appears, or replaces an older one, in one step: a process that is killed leaves what
     was there before (and at most a hidden temporary file, which nothing reads).
     """
-    path, statistics = pathlib.Path(path), {}
+    statistics = {}
     for key, data in tables.items():
         columns = next(iter(data.values()))
         fields = {
@@ -49,32 +47,25 @@ def write(
     body = {"format_version": FORMAT_VERSION, "statistics": statistics}
     content = _hash(body)
     text = json.dumps({**body, "content": content}, indent=1, sort_keys=True, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(new, 0o644)
-        os.replace(new, path)
-    except BaseException:
-        pathlib.Path(new).unlink(missing_ok=True)
-        raise
+    _files.write(path, f"{text}\n".encode())
     return content
 
 
-def read(path: str | pathlib.Path) -> tuple[dict, str]:
+def exists(path: _files.Path) -> bool:
+    """Whether there is a file of that name, local or by URL."""
+    return _files.is_file(path)
+
+
+def read(path: _files.Path) -> tuple[dict, str]:
     """({dataset key: {"data": …, "fields": {field: …}}}, content hash) of a file.
 
     Raises UserError where there is none, and for one that is not whole or was edited.
     """
-    path = pathlib.Path(path)
     remedy = REMEDY.format(path=path)
-    if not path.is_file():
+    if not _files.is_file(path):
         raise plugin.UserError(f"statistics {path}: no such file; {remedy}")
     try:
-        body = json.loads(path.read_bytes())
+        body = json.loads(_files.read(path))
     except ValueError as error:
         raise plugin.UserError(f"statistics {path}: no whole JSON ({error}); {remedy}") from error
     if not isinstance(body, dict) or "content" not in body or "statistics" not in body:
@@ -96,7 +87,7 @@ def read(path: str | pathlib.Path) -> tuple[dict, str]:
 
 
 def fitting(
-    paths: Sequence[str | pathlib.Path],
+    paths: Sequence[_files.Path],
     tables: Mapping[str, Mapping[str, Mapping[str, Column]]],
 ) -> dict[str, dict[str, Statistics]]:
     """Dataset key -> field -> Statistics from files, for all that statistics.gather found.
@@ -123,7 +114,7 @@ def fitting(
 
 
 def _checked(
-    path: str | pathlib.Path, entry: Mapping, key: str, data: Mapping[str, Mapping[str, Column]]
+    path: _files.Path, entry: Mapping, key: str, data: Mapping[str, Mapping[str, Column]]
 ) -> dict[str, Statistics]:
     where, remedy = f"statistics {path}: dataset key {key!r}", REMEDY.format(path=path)
     if entry["data"] != sorted(data):

@@ -236,7 +236,7 @@ def modes(config, tables: Mapping) -> dict[str, str]:
 def _files(stats: str | Sequence[str]) -> tuple[str, ...]:
     files = (stats,) if isinstance(stats, str) else tuple(stats)
     for file in files:
-        if not pathlib.Path(file).is_file():
+        if not statistics_file.exists(file):
             raise plugin.UserError(
                 f"config.normalizer.stats: no file {file!r}; expected 'recompute', 'checkpoint', "
                 "or files that `vla data stats --config … --out FILE` made"

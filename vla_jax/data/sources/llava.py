@@ -10,9 +10,9 @@
 
 (LLaVA, docs/Finetune_Custom_Data.md.) The question is the task's `language`, the answer the target
 `text`. With `unit`, boxes and points mean places of the picture: in both texts they are rewritten
-as fractions of the part that is shown, and the target `point` is the middle of an answer's only
-place, or of the one in the record's field `place`. A place that a crop has cut off masks its
-targets.
+as fractions of the part that is shown, and the target `point` is the middle of what is shown of a
+place: the one in the record's field `place`, or one of those that an answer consists of. A place
+that a crop has cut off masks its targets.
 
 Records stay in their file, and are read by byte range: in memory are places and numbers of turns.
 """
@@ -161,8 +161,11 @@ class Llava:
         asked, told, place = said, answer, None
         if how.unit:
             move = (how.unit, how.box, image.shape, shown)
-            asked, told = (_places.rewritten(text, *move) for text in (said, answer))
-            place = self._place(record, answer, where, image.shape, shown)
+            try:
+                asked, told = (_places.rewritten(text, *move) for text in (said, answer))
+                place = self._place(record, answer, rng, *move)
+            except ValueError as error:
+                raise _picture_row.Broken(f"{where}: {error}") from error
         language, text = _picture_row.encoded(
             self.context.text_tokenizer,
             where,
@@ -179,30 +182,21 @@ class Llava:
         image = _picture_row.cut(image, shown, self._size, self.context.resize)
         return _picture_row.row(self.context, how.view, image, language, targets, masks)
 
-    def _place(self, record: Mapping, answer: str, where: str, shape, shown) -> np.ndarray | None:
-        """The one place that the answer, or the record's field, says; None: none, or cut off."""
-        how = self._reading
-        if how.place is None:
-            found = _places.found(answer)
-            if len(found) != 1:
+    def _place(self, record: Mapping, answer: str, rng, *move) -> np.ndarray | None:
+        """The place in the record's field, or one of the answer's; None: none, or cut off."""
+        field = self._reading.place
+        if field is None:
+            choices = _places.found(answer) if _places.alone(answer) else ()
+            if not choices:
                 return None
-            numbers = found[0]
+            numbers = choices[int(rng.integers(len(choices)))]
         else:
-            numbers = record.get(how.place)
-            if np.ndim(numbers) == 2 and len(numbers) == 1:
+            numbers = record.get(field)
+            if isinstance(numbers, list) and len(numbers) == 1:
                 numbers = numbers[0]
             if not _is_place(numbers):
-                raise _picture_row.Broken(
-                    f"{where}: field {how['place']!r}: got {numbers!r}, expected 2 or 4 numbers"
-                )
-        place = _places.fractions(numbers, how.unit, how.box, shape)
-        if np.any(place < -0.02) or np.any(place > 1.02):
-            raise _picture_row.Broken(
-                f"{where}: the place {list(numbers)} lies outside of its picture of "
-                f"{shape[1]} x {shape[0]} pixels; is unit={how['unit']!r} (box={how['box']!r}) "
-                f"what its numbers mean? Known: {', '.join(_places.UNITS)}"
-            )
-        return _places.seen(place, shape, shown)
+                raise ValueError(f"field {field!r}: got {numbers!r}, expected 2 or 4 numbers")
+        return _places.seen(_places.fractions(numbers, *move[:-1]), *move[-2:])
 
     def _picture(self, record: Mapping, where: str) -> np.ndarray:
         path = _files.join(self._images, _image(record))
@@ -252,12 +246,16 @@ def make(context, *, path: str | Sequence[str], images: str, **reading: Reading)
 
 
 def texts(
-    *, path: str | Sequence[str], images: str = "", holdout: float = 0.1, **rest
+    *,
+    path: str | Sequence[str],
+    holdout: float = 0.1,
+    text_only: str = "error",
+    index_dir: str | None = None,
 ) -> list[str]:
     """The training questions and answers, what a text tokenizer may be trained on."""
     context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
-    known = {k: rest[k] for k in ("text_only", "index_dir") if k in rest}
-    return make(context, path=path, images=images, holdout=holdout, **known).texts()
+    how = dict(holdout=holdout, text_only=text_only, index_dir=index_dir)
+    return make(context, path=path, images=".", **how).texts()
 
 
 def _scan(file: _files.File) -> Mapping[str, np.ndarray]:

@@ -11,6 +11,7 @@ CORE = [
     "array-record>=0.8.3",
     "av>=14.2",
     "chex>=0.1.90",
+    "datasketches>=5.2,<6",
     "einops>=0.8",
     "etils[epath,epy]>=1.12",
     "flax>=0.12.8,<0.13",
@@ -65,6 +66,6 @@ setup(
     packages=find_packages(include=["vla_jax", "vla_jax.*"]),
     package_data={"vla_jax": ["assets/**/*", "data/*.css", "data/*.jinja", "evals/*.jinja"]},
     install_requires=CORE,
-    extras_require={"sim": SIM, "rlds": RLDS, "dev": DEV},
+    extras_require={"sim": SIM, "rlds": RLDS, "plan": ["jax[tpu]"], "dev": DEV},
     entry_points={"console_scripts": ["vla = vla_jax.cli.main:main"]},
 )

@@ -83,7 +83,7 @@ def from_flags(arguments: argparse.Namespace):
     reading = robot.Reading(holdout=0.0, language="optional", dataset_key=arguments.dataset_key)
     source = robot.RobotRows(context, table, read, reading)
     given = _statistics(arguments.checkpoint) if arguments.checkpoint else None
-    modes = (("action", "q01_q99"), ("*", "zscore"))
+    modes = {"action": "q01_q99", "*": "zscore"}  # as config.NormalizerConfig has them
     return _case(arguments.path, arguments.split, spec, source, modes, None, given, "required")
 
 
@@ -94,6 +94,7 @@ def from_config(arguments: argparse.Namespace) -> dict:
 
     from vla_jax import config as config_lib
     from vla_jax import plugin
+    from vla_jax.data import members, statistics
     from vla_jax.models import build
     from vla_jax.train import assemble
 
@@ -106,8 +107,8 @@ def from_config(arguments: argparse.Namespace) -> dict:
     cases, paths = {}, []
     for stream, settings in config.streams.items():
         context = assemble.source_context(config, stream, bodies, spaces, None)
-        for name, member in settings.mixture.items():
-            spec = dict(member["source"])
+        for name, member in members.expand(f"streams.{stream}.mixture", settings.mixture).items():
+            spec = dict(member.source)
             if not hasattr(plugin.module("data.sources", spec["type"]), "recorded"):
                 continue
             paths.append(spec["path"])
@@ -127,7 +128,7 @@ def from_config(arguments: argparse.Namespace) -> dict:
                 spec.get("split", "train"),
                 spec.get("standardizer", "native"),
                 source,
-                config.normalizer.modes,
+                assemble.modes(config, statistics.gather([source])),
                 config.normalizer.clip,
                 given,
                 asked,
@@ -139,14 +140,10 @@ def from_config(arguments: argparse.Namespace) -> dict:
 
 
 def _case(path, split, standardizer, source, modes, clip, given, language):
-    import fnmatch
-
     from vla_jax import plugin, types
     from vla_jax.data import doctor, recordings, statistics
 
-    fields = ["action", *(f"proprio/{name}" for name in source.episodes.proprio)]
-    mode = {f: next(m for pattern, m in modes if fnmatch.fnmatchcase(f, pattern)) for f in fields}
-    own = statistics.compute([source], mode=mode, clip=clip)
+    own = statistics.compute([source], mode=modes, clip=clip)
     raw = recordings.raw(path, split)
     spec = dict(type=standardizer) if isinstance(standardizer, str) else dict(standardizer)
     made = plugin.build(

@@ -90,7 +90,10 @@ def episode(number: int, size: int, length: int = 12) -> dict:
 def asked(imported, embodiment, **changes):
     from vla_jax.train import finetune
 
-    given = dict(checkpoint=str(imported), data="d", stats="recompute", holdout=0.0) | changes
+    given = (
+        dict(checkpoint=str(imported), data="d", source="rlds", stats="recompute", holdout=0.0)
+        | changes
+    )
     return finetune.prepare(finetune.Request(embodiment=str(embodiment), **given))
 
 

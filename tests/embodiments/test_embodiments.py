@@ -39,7 +39,11 @@ def test_action_spaces(embodiment):
                 assert group.reference in actions.REFERENCES
             if group.quantity == "rotation":
                 assert rotations.SIZES[group.rotation] == group.size
-                assert group.representation != "delta" or group.composition in ("left", "right")
+                assert group.representation != "delta" or group.composition in (
+                    "left",
+                    "right",
+                    "add",
+                )
             if group.quantity == "gripper":
                 assert actions.gripper(0.5, group.gripper, group.gripper) == 0.5
 

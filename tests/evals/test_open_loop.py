@@ -76,7 +76,7 @@ def test_held_out_episodes_are_the_others(open_loop, tmp_path):
 
 def test_data_of_another_robot_are_refused(open_loop, tmp_path):
     folder = str(write_folder(tmp_path / "arm_data", [episode(0)]))
-    table, read = open_loop.rlds.recorded(folder)
+    table, read = open_loop.recordings.recorded(folder)
     policy = open_loop.policy_lib.Policy.load("run", rows=1)
     policy.stream.image_sizes["wrist"] = (16, 16)
     with pytest.raises(plugin.UserError, match="unknown 'wrist'"):

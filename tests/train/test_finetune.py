@@ -29,7 +29,9 @@ def tiny():
 
 
 def request(finetune, **changes):
-    given = dict(checkpoint="c", data="d", embodiment="sawyer_cards", stats="recompute")
+    given = dict(
+        checkpoint="c", data="d", source="rlds", embodiment="sawyer_cards", stats="recompute"
+    )
     return finetune.Request(**(given | changes))
 
 

@@ -91,7 +91,10 @@ def derive():
     def run(before, body=BODY, **changes):
         assets = checkpoint.Assets(action_spaces=(OCTO,))
         meta = checkpoint.Meta(step=1, n={}, config=before, assets=assets, provenance={})
-        given = dict(checkpoint="c", data="d", embodiment=body.name, stats="recompute") | changes
+        given = (
+            dict(checkpoint="c", data="d", source="rlds", embodiment=body.name, stats="recompute")
+            | changes
+        )
         return finetune.derive(meta, body, finetune.Request(**given))
 
     return run

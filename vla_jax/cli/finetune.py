@@ -5,11 +5,13 @@
   vla finetune --checkpoint … --data bridge --standardizer oxe:bridge --embodiment my_robot.py \\
       --views primary --language optional --stats recompute --mode head_only --workdir runs/mine
 
-The embodiment is a Python file with EMBODIMENT and its action spaces, like those in embodiments/,
-or the name of one of those. Data that `vla data collect` wrote are in our nouns; others name their
-standardizer. What the checkpoint has is loaded, what the robot adds begins fresh; both are printed.
-Any setting of the derived config can be changed by its path: --config.optimizer.ema=0.99. The last
-line on stdout holds the open-loop errors per action dimension as JSON.
+The data are read in place, RLDS or LeRobot; which of them is found out. The embodiment is a Python
+file with EMBODIMENT and its action spaces, like those in embodiments/, or the name of one of those.
+Data that `vla data collect` wrote are in our nouns; others name their standardizer, TYPE:ROW or
+FILE.py:ROW (`vla data doctor` says whether it fits). What the checkpoint has is loaded, what the
+robot adds begins fresh; both are printed. Any setting of the derived config can be changed by its
+path: --config.optimizer.ema=0.99. The last line on stdout holds the open-loop errors per action
+dimension as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="normalize by the checkpoint's statistics, or by those of these data",
     )
     add("--workdir", help="where the new checkpoint goes")
-    add("--standardizer", default="native", help="TYPE or TYPE:ROW (default native)")
+    add("--standardizer", default="native", help="TYPE, TYPE:ROW or FILE.py:ROW")
     add("--mode", default="full", choices=("full", "head_only"), help="what is trained")
     add("--steps", type=int, default=1000, help="train_steps")
     add("--batch-size", type=int, default=32)

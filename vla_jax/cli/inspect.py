@@ -1,26 +1,63 @@
-"""Says what a dataset holds: splits, cameras, fields, ranges, instructions.
+"""Says what a dataset holds: its format, splits, cameras, fields, ranges and instructions.
 
   vla data inspect runs/demo/demos
+  vla data inspect my_lerobot_data --sheet sheet.png      and a contact sheet of its pictures
 
-Every record is read once; a corrupt one is an error. The last line on stdout is the same as JSON.
+The numbers of every episode are read once; a corrupt record is an error. The last line on stdout is
+the same as JSON (with --json, the only one).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import pathlib
+import sys
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("path", help="the dataset's folder")
+    add = parser.add_argument
+    add("path", help="the dataset's folder")
+    add("--json", action="store_true", help="print the JSON alone")
+    add("--episodes", type=int, help="read only so many episodes of each split")
+    add("--sheet", help="write a contact sheet: a row per episode, a column per time")
+    add("--split", help="of the contact sheet (default: train, or the first)")
+    add("--rows", type=int, default=6, help="episodes on the contact sheet (default 6)")
+    add("--columns", type=int, default=8, help="times on the contact sheet (default 8)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the description and one JSON line."""
+    from vla_jax import plugin
     from vla_jax.data import inspect
 
-    found = inspect.summarize(arguments.path)
-    print(inspect.text(found))
+    for flag in ("episodes", "rows", "columns"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise plugin.UserError(f"--{flag}: got {value}, expected at least 1")
+    found = inspect.summarize(arguments.path, arguments.episodes)
+    if arguments.sheet:
+        out = pathlib.Path(arguments.sheet)
+        picture = inspect.sheet(arguments.path, arguments.split, arguments.rows, arguments.columns)
+        write(picture, out)
+        found["sheet"] = str(out)
+        print(f"wrote {out}, {picture.width} x {picture.height} px", file=sys.stderr)
+    if not arguments.json:
+        print(inspect.text(found))
     print(json.dumps(found, ensure_ascii=False))
     return 0
+
+
+def write(picture, out: pathlib.Path) -> None:
+    """Writes a picture whole or not at all; UserError where that cannot be."""
+    from vla_jax import plugin
+
+    new = out.with_name(f".{out.name}.new.png")
+    try:
+        picture.save(new)
+        os.replace(new, out)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise plugin.UserError(f"--sheet: {out}: {error}") from error

@@ -135,10 +135,9 @@ def _absolute(values: np.ndarray, group: ActionGroup, reference: Reference) -> n
     if group.quantity != "rotation":
         if group.representation != "delta":
             return values
-        steps = _to_base(values, group, reference)
-        if group.reference == "previous_command":
-            return _given(reference.command, "command", group) + np.cumsum(steps, 0)
-        return _base(group, reference, len(values)) + steps
+        return _sum(_to_base(values, group, reference), group, reference)
+    if _adds(group):
+        return rotations.to_matrix(_sum(values, group, reference), group.rotation)
     turns = rotations.to_matrix(values, group.rotation)  # [C, 3, 3]
     if group.representation != "delta":
         return turns
@@ -157,12 +156,11 @@ def _relative(values: np.ndarray, group: ActionGroup, reference: Reference) -> n
     if group.quantity != "rotation":
         if group.representation != "delta":
             return values
-        if group.reference == "previous_command":
-            start = _given(reference.command, "command", group)
-            return _from_base(np.diff(values, axis=0, prepend=start[None]), group, reference)
-        return _from_base(values - _base(group, reference, len(values)), group, reference)
+        return _from_base(_differences(values, group, reference), group, reference)
     if group.representation != "delta":
         return rotations.from_matrix(values, group.rotation)
+    if _adds(group):
+        return _differences(rotations.from_matrix(values, group.rotation), group, reference)
     if group.reference == "previous_command":
         start = rotations.to_matrix(_given(reference.command, "command", group), group.rotation)
         base = np.concatenate([start[None], values[:-1]])
@@ -173,10 +171,42 @@ def _relative(values: np.ndarray, group: ActionGroup, reference: Reference) -> n
     return rotations.from_matrix(turns, group.rotation)
 
 
+def _sum(steps: np.ndarray, group: ActionGroup, reference: Reference) -> np.ndarray:
+    """[C, n]: steps added to what they are measured from, number by number."""
+    if group.reference == "previous_command":
+        return _given(reference.command, "command", group) + np.cumsum(steps, 0)
+    return _base(group, reference, len(steps)) + steps
+
+
+def _differences(values: np.ndarray, group: ActionGroup, reference: Reference) -> np.ndarray:
+    """[C, n]: the steps whose `_sum` is `values`; Euler angles the short way round."""
+    if group.reference == "previous_command":
+        start = _given(reference.command, "command", group)
+        steps = np.diff(values, axis=0, prepend=start[None])
+    else:
+        steps = values - _base(group, reference, len(values))
+    if group.rotation in rotations.EULER:
+        steps = (steps + np.pi) % (2 * np.pi) - np.pi
+    return steps
+
+
+def _adds(group: ActionGroup) -> bool:
+    """Whether a rotation delta is added to the numbers of the rotation it starts from."""
+    if group.composition != "add" or group.representation != "delta":
+        return False
+    if rotations.SIZES[group.rotation] != 3:
+        raise UserError(
+            f"action group {group.name}: composition='add' of {group.rotation}; only Euler angles "
+            "and rotation vectors add"
+        )
+    return True
+
+
 def _compose(turn: np.ndarray, base: np.ndarray, group: ActionGroup) -> np.ndarray:
     if group.composition not in ("left", "right"):
         raise UserError(
-            f"action group {group.name}: composition={group.composition!r}, expected left or right"
+            f"action group {group.name}: composition={group.composition!r}, expected left, right "
+            "or add"
         )
     return turn @ base if group.composition == "left" else base @ turn
 

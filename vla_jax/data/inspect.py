@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from vla_jax import plugin
-from vla_jax.data import images
-from vla_jax.data.sources import _example, _rlds_folder
+from vla_jax.data import recordings
 
 SAMPLES = 5
+SPEAKS = ("language", "instruction", "task")  # text fields that hold what was asked
+TILE, GAP, LINE = 128, 4, 18  # pixels of a contact sheet: a picture's longer side, gaps, text
+PAPER, INK, MUTED = (250, 249, 246), (34, 37, 43), (106, 111, 121)
 
 
-def summarize(path: str | pathlib.Path) -> dict:
+def summarize(path: str | os.PathLike, limit: int | None = None) -> dict:
     """The data set at `path` as JSON: kind, splits, cameras, fields, ranges, instructions.
 
-    Reads every record once (a corrupt one raises UserError). Numbers are of the whole first split.
+    Reads the numbers of every episode, of the first `limit` of each split where it is given, and
+    one picture of each camera. A corrupt record raises UserError.
     """
-    folder = _rlds_folder.open_folder(path)
-    splits = {}
-    for split in folder.splits:
-        splits[split] = _split(folder, split)
+    first = recordings.raw(path)
     return {
-        "path": str(folder.path),
-        "kind": "rlds",
-        "name": folder.name,
-        "version": folder.version,
-        "file_format": folder.file_format,
-        "splits": splits,
+        "path": str(path),
+        "kind": first.kind,
+        "name": first.name,
+        **{k: getattr(first, k) for k in ("version", "file_format") if hasattr(first, k)},
+        "splits": {
+            split: of_split(recordings.raw(path, split), limit) if count else _empty()
+            for split, count in first.splits.items()
+        },
         "fields": {
-            f.name: {"kind": f.kind, "shape": list(f.shape), "dtype": f.dtype}
-            for _, f in sorted(folder.features.items())
+            name: {"kind": f["kind"], "shape": list(f["shape"]), "dtype": str(f["dtype"])}
+            for name, f in sorted(first.fields.items())
         },
     }
 
 
-def describe(path: str | pathlib.Path) -> str:
+def describe(path: str | os.PathLike) -> str:
     """What lies at `path`, as text."""
     return text(summarize(path))
 
 
 def text(found: dict) -> str:
     """What `summarize` found, as text."""
-    lines = [
-        f"{found['path']}: RLDS episodes of {found['name']} {found['version']} "
-        f"({found['file_format']})"
-    ]
+    version = f" {found['version']}" if "version" in found else ""
+    lines = [f"{found['path']}: {found['kind']} episodes of {found['name']}{version}"]
     for name, split in found["splits"].items():
         low, high = split["shortest"], split["longest"]
+        read = "" if split["read"] == split["episodes"] else f" (of the first {split['read']})"
         lines.append(
             f"split {name}: {split['episodes']} episodes, {split['steps']} steps ({low} to {high} "
-            f"each), {split['shards']} shards, {split['instructions']} instructions"
+            f"each){read}, {split['instructions']} instructions"
         )
         for camera, entry in split["cameras"].items():
             black = " (black)" if entry["black"] else ""
@@ -59,52 +61,149 @@ def text(found: dict) -> str:
         for instruction in split["language_samples"]:
             lines.append(f"  says: {instruction!r}")
         for column, entry in split["ranges"].items():
-            spread = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(entry["min"], entry["max"]))
-            lines.append(f"  {column} [{len(entry['min'])}]: {spread}")
+            spread = ", ".join(
+                f"{_short(a)}..{_short(b)}" for a, b in zip(entry["min"], entry["max"])
+            )
+            bad = f" ({entry['not_finite']} not finite)" if entry["not_finite"] else ""
+            lines.append(f"  {column} [{len(entry['min'])}]: {spread}{bad}")
     lines.append("fields:")
     for name, entry in found["fields"].items():
         lines.append(f"  {name}: {entry['kind']} {entry['dtype']} {entry['shape']}")
     return "\n".join(lines)
 
 
-def _split(folder: _rlds_folder.Folder, split: str) -> dict:
-    lengths, texts, ranges, cameras = [], {}, {}, {}
-    readers = [folder.reader(path) for path, _ in folder.shards(split)]
-    for record in _rlds_folder.records(folder, split, lambda name: True):
-        lengths.append(record.length)
-        for name, value in record.columns.items():
-            if isinstance(value, _example.Spans):
-                if name not in cameras and len(value) and value.lengths[0]:
-                    place = (int(value.offsets[0]), int(value.lengths[0]))
-                    data = readers[record.shard].read(record.number, record.offset, *place)
-                    cameras[name] = _camera(data, f"{record.where}: {name}")
-            elif isinstance(value, list):
-                if "language" in name or "instruction" in name:
-                    texts.update(dict.fromkeys(value))
-            elif name.startswith("steps/") and value.ndim == 2 and value.shape[1] <= 64:
-                low, high = value.min(axis=0), value.max(axis=0)
-                before = ranges.get(name, (low, high))
-                ranges[name] = (np.minimum(before[0], low), np.maximum(before[1], high))
+def sheet(
+    path: str | os.PathLike, split: str | None = None, episodes: int = 6, times: int = 8
+) -> Image.Image:
+    """A contact sheet: below each camera's name a row per episode, a column per time.
+
+    Episodes and times are evenly spaced, the first and the last among them. Raises UserError for
+    data without pictures or episodes.
+    """
+    source = recordings.raw(path, split)
+    cameras = recordings.pictures(source)
+    chosen = recordings.evenly(len(source), episodes)
+    if not cameras or not chosen:
+        raise plugin.UserError(
+            f"{path}: {len(source)} episodes, cameras {cameras}; a contact sheet needs both"
+        )
+    spoken = spoken_fields(source)
+    rows = {camera: [] for camera in cameras}
+    for number in chosen:
+        words = source.episode(number, spoken, [0]) if spoken else {}
+        length, there = recordings.length(source, number), recordings.pictured(source, number)
+        said = next((str(words[n][0]) for n in spoken if str(words[n][0]).strip()), "")
+        steps = [int(there[i]) for i in recordings.evenly(len(there), times)]
+        title = f"{recordings.title(source, number)} · {length} steps" + (
+            f" · “{said.strip()}”" if said else ""
+        )
+        shown = source.episode(number, cameras, steps)
+        for camera in cameras:
+            rows[camera].append((title, steps, [_tile(frame) for frame in shown[camera]]))
+    return _paint(f"{source.name} · {source.kind}", rows)
+
+
+def of_split(source: recordings.Raw, limit: int | None = None) -> dict:
+    """Counts, cameras, instructions and ranges of the (first `limit`) episodes of a split."""
+    wanted, spoken = recordings.numbers(source), spoken_fields(source)
+    cameras = recordings.pictures(source)
+    count = len(source) if limit is None else min(limit, len(source))
+    lengths, said, ranges = [], {}, {}
+    for number in range(count):
+        found = source.episode(number, [*wanted, *spoken], [0]) if wanted or spoken else {}
+        some = next(iter(found.values()), None)
+        lengths.append(recordings.length(source, number) if some is None else len(some))
+        for name in spoken:
+            said.update(dict.fromkeys(str(value) for value in np.unique(found[name])))
+        for name in wanted:
+            _widen(ranges, name, found[name])
+    shown = source.episode(0, cameras, [0]) if count and cameras else {}
     return {
-        "episodes": len(lengths),
+        "episodes": len(source),
+        "read": count,
         "steps": sum(lengths),
         "shortest": min(lengths, default=0),
         "longest": max(lengths, default=0),
-        "shards": len(readers),
-        "cameras": cameras,
-        "instructions": len(texts),
-        "language_samples": list(texts)[:SAMPLES],
+        "cameras": {
+            name: {
+                "format": source.fields[name]["kind"],
+                "shape": list(frames.shape[1:]),
+                "black": bool(frames.max() < 10),
+            }
+            for name, frames in sorted(shown.items())
+        },
+        "instructions": len(said),
+        "language_samples": list(said)[:SAMPLES],
         "ranges": {
-            name: {"min": low.tolist(), "max": high.tolist()}
-            for name, (low, high) in sorted(ranges.items())
+            name: {"min": low.tolist(), "max": high.tolist(), "not_finite": int(bad)}
+            for name, (low, high, bad) in sorted(ranges.items())
         },
     }
 
 
-def _camera(data: bytes, where: str) -> dict:
-    try:
-        image = images.decode(data)
-    except plugin.UserError as error:
-        raise plugin.UserError(f"{where}: {error}") from error
-    kind = "jpeg" if data[:2] == b"\xff\xd8" else "png" if data[1:4] == b"PNG" else "other"
-    return {"format": kind, "shape": list(image.shape), "black": bool(image.max() < 10)}
+def spoken_fields(source: recordings.Raw) -> list[str]:
+    """The text fields that hold what was asked."""
+    return [n for n in recordings.texts(source) if any(word in n for word in SPEAKS)]
+
+
+def _empty() -> dict:
+    counts = dict.fromkeys(("episodes", "read", "steps", "shortest", "longest", "instructions"), 0)
+    return {**counts, "cameras": {}, "language_samples": [], "ranges": {}}
+
+
+def _widen(ranges: dict, name: str, values: np.ndarray) -> None:
+    """Takes the values [T, …] of one episode into (min [D], max [D], how many are not finite)."""
+    values = np.asarray(values, np.float64).reshape(len(values), -1)
+    finite = np.isfinite(values)
+    low = np.where(finite, values, np.inf).min(axis=0)
+    high = np.where(finite, values, -np.inf).max(axis=0)
+    if name in ranges:
+        low, high = np.minimum(ranges[name][0], low), np.maximum(ranges[name][1], high)
+    ranges[name] = (low, high, ranges.get(name, (0, 0, 0))[2] + (~finite).sum())
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _tile(frame: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(frame if frame.shape[-1] == 3 else frame[..., 0])
+    scale = TILE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _paint(title: str, rows: dict[str, list[tuple]]) -> Image.Image:
+    """The sheet of {camera: [(title, steps, tiles)]}."""
+    columns = max(len(tiles) for lines in rows.values() for _, _, tiles in lines)
+    heights = {
+        c: max(t.height for _, _, tiles in lines for t in tiles) for c, lines in rows.items()
+    }
+    width = columns * (TILE + GAP) + GAP
+    height = LINE + GAP
+    for camera, lines in rows.items():
+        height += LINE + 2 * GAP + len(lines) * (LINE + heights[camera] + GAP)
+    paper = Image.new("RGB", (max(width, 420), height), PAPER)
+    draw = ImageDraw.Draw(paper)
+    small, bold = ImageFont.load_default(size=11), ImageFont.load_default(size=14)
+    draw.text((GAP, GAP), title, INK, font=bold)
+    y = LINE + GAP
+    for camera, lines in rows.items():
+        draw.text((GAP, y + GAP), camera, INK, font=bold)
+        y += LINE + 2 * GAP
+        for told, steps, tiles in lines:
+            draw.text((GAP, y), told[: width // 6], MUTED, font=small)
+            y += LINE
+            for column, (step, tile) in enumerate(zip(steps, tiles)):
+                x = GAP + column * (TILE + GAP)
+                paper.paste(tile, (x, y))
+                draw.text(
+                    (x + 3, y + 2),
+                    str(step),
+                    "white",
+                    font=small,
+                    stroke_width=1,
+                    stroke_fill="black",
+                )
+            y += heights[camera] + GAP
+    return paper

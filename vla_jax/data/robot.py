@@ -9,6 +9,7 @@ waypoint, point     ─ the episode's last reading of a proprio group, and its p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ import numpy as np
 from vla_jax import plugin
 from vla_jax.data import augment as augment_lib
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import fit, images, selection, window
+from vla_jax.data import fit, images, selection, statistics, window
 from vla_jax.types import SourceContext
 
 
@@ -130,31 +131,26 @@ class RobotRows:
             "samples": len(self),
             "dataset_key": self.dataset_key,
             "action_space": self.episodes.action_space,
+            "proprio": ",".join(group.name for group in self._recorded()),
             "unlabelled": int(np.sum(self.episodes.language_index[self._rows()] < 0)),
         }
 
-    def statistics_columns(self) -> dict[str, dict]:
-        """Field -> values [N, D], counts [N], active, unit_scale [D], of training episodes."""
-        train = self._split(True)
-        rows = selection.rows(self.episodes, train)
-        first = np.repeat(self.episodes.start[train], self.episodes.lengths[train])
-        # Step i of an episode stands in the chunks that start at steps i-C+1 .. i.
-        counts = np.minimum(rows - first + 1, self.context.action_horizon)
+    def statistics_columns(self) -> dict[str, statistics.Column]:
+        """Field -> its column of the training episodes, read in blocks."""
+        column = functools.partial(statistics.Column.of, self.episodes, self._split(True))
         groups = self.action_space.groups
+        active = [np.full(g.size, g.quantity not in ("gripper", "terminate")) for g in groups]
         columns = {
-            "action": dict(
-                values=self.episodes.action[rows],
-                counts=counts,
-                active=np.concatenate(
-                    [np.full(g.size, g.quantity not in ("gripper", "terminate")) for g in groups]
-                ),
+            "action": column(
+                self.episodes.action,
+                active=np.concatenate(active),
                 unit_scale=np.concatenate([np.full(g.size, g.scale) for g in groups]),
+                chunk=self.context.action_horizon,
             )
         }
-        for group in self.embodiment.proprio:
-            columns[f"proprio/{group.name}"] = dict(
-                values=self.episodes.proprio[group.name][rows],
-                counts=np.ones_like(counts),
+        for group in self._recorded():
+            columns[f"proprio/{group.name}"] = column(
+                self.episodes.proprio[group.name],
                 active=np.ones(group.size, bool),
                 unit_scale=np.full(group.size, group.scale),
             )
@@ -264,9 +260,7 @@ class RobotRows:
         self._action_space_index = np.int32(
             [space.name for space in self.context.action_spaces].index(self.action_space.name)
         )
-        proprio = {
-            group.name: self.episodes.proprio[group.name] for group in self.embodiment.proprio
-        }
+        proprio = {group.name: self.episodes.proprio[group.name] for group in self._recorded()}
         if normalizer is None:  # statistics are being computed: raw numbers
             self._key_index, self._proprio = np.int32(-1), proprio
             self._action, self._pad = (
@@ -295,6 +289,10 @@ class RobotRows:
                 "of training episodes"
             )
         return part[: reading.episodes]
+
+    def _recorded(self):
+        """The body's proprio groups that these data have."""
+        return [g for g in self.embodiment.proprio if g.name in self.episodes.proprio]
 
     def _rows(self) -> np.ndarray:
         return selection.rows(self.episodes, self.selected)

@@ -5,7 +5,6 @@ No plug-in (leading underscore).
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +12,11 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 
+from vla_jax.data import pages
+from vla_jax.data.pages import FAINT, INK, MUTED, STYLE
 from vla_jax.evals import goals as goals_lib
 from vla_jax.evals import intervals
 
-# Stand-ins that no other element has; the page's CSS variables take their place.
-INK, MUTED, FAINT = "#010203", "#040506", "#070809"
-VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", FAINT: "var(--line)"}
 COLORS = {
     "cofinetuned": "#2a7fb8",
     "scratch": "#e08a2e",
@@ -32,17 +30,6 @@ COLORS = {
 }
 OTHERS = ("#7a6a58", "#5b7f95", "#a0617e", "#6b8e4e")
 CHANCE = 25.0  # percent: one card in four
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": FAINT,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def color(arm: str, arms: Sequence[str] = ()) -> str:
@@ -81,7 +68,7 @@ def success(sets: Mapping[str, Mapping[str, Mapping]], verdicts: Sequence) -> st
         figure.subplots_adjust(
             left=0.19, right=0.70, top=0.99, bottom=0.38 / figure.get_figheight()
         )
-        return _svg(figure, "success")
+        return pages.svg(figure, "success")
 
 
 def _bars(axes, y: int, counts: Mapping, tone: str) -> None:
@@ -166,7 +153,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]], columns: int = 3) -> str:
         )
         top = 1 - 0.42 / figure.get_figheight()
         figure.tight_layout(rect=(0, 0, 1, top), h_pad=1.2, w_pad=1.2)
-        return _svg(figure, "curves")
+        return pages.svg(figure, "curves")
 
 
 HOUSEKEEPING = ("step", "lr", "gradient_norm", "parameter_norm", "seconds_per_step", "data_wait")
@@ -183,18 +170,3 @@ def _panel(metric: str) -> str | None:
 def _canvas(width: float, height: float):
     figure = matplotlib.figure.Figure(figsize=(width, height))
     return figure, figure.subplots()
-
-
-def _svg(figure, salt: str) -> str:
-    """The figure as an SVG element; `salt` keeps its ids apart from other figures'."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for stand_in, variable in VARIABLES.items():
-        svg = svg.replace(stand_in, variable)
-    # The page scales it; ids are prefixed, since all figures stand in one document.
-    svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
-    svg = re.sub(r'id="(?=[a-zA-Z])', f'id="{salt}-', svg)
-    return re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{salt}-", svg)

@@ -15,8 +15,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import selection, window
-from vla_jax.data.sources import rlds
+from vla_jax.data import recordings, selection, window
 from vla_jax.policy import policy as policy_lib
 from vla_jax.types import ActionSpace
 
@@ -73,7 +72,7 @@ def open_loop(
 
     Args:
       checkpoint: the folder.
-      data, standardizer: as of the source `rlds`.
+      data, standardizer: recorded episodes of any format, see data/recordings.py.
       stream, dataset, action_space: of the policy, see policy.Policy.
       holdout, holdout_seed, train: which part of the episodes, as it was split for training.
       episodes: only the first so many of that part.
@@ -82,7 +81,7 @@ def open_loop(
       UserError: what loading either raises; data without a view or reading that the policy needs;
         actions of another size.
     """
-    table, read = rlds.recorded(data, standardizer=standardizer)
+    table, read = recordings.recorded(data, standardizer=standardizer)
     part = selection.split(table.where, table.ids, holdout, holdout_seed, train)[:episodes]
     policy = policy_lib.Policy.load(
         checkpoint, stream=stream, dataset=dataset, action_space=action_space, rows=ROWS

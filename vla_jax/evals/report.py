@@ -10,7 +10,6 @@ evaluation by hand) the report has the sections that the folder has files for, a
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import datetime
 import json
@@ -18,10 +17,10 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import jinja2
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import pages
 from vla_jax.data.sources import _emoji
 from vla_jax.evals import _figures, _films, goals, intervals, rollouts, similarity
 from vla_jax.nn import visibility
@@ -114,12 +113,9 @@ def summary(run: Run) -> dict:
 
 def render(run: Run, numbers: dict, verdicts: Sequence[goals.Verdict]) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     config = run.about["config"]
-    return template.render(
+    return pages.render(
+        TEMPLATE,
         folder=run.folder.name,
         date=datetime.date.today().isoformat(),
         split=numbers["split"],
@@ -230,7 +226,7 @@ def _times(seconds: Mapping[str, float]) -> list[dict]:
 
 def _film(record: dict, arrays: Mapping[str, np.ndarray]) -> dict:
     webp = _films.animate(arrays["frames"], arrays["probs"], arrays["points"], record)
-    return {"record": record, "data": _data("image/webp", webp)}
+    return {"record": record, "data": pages.data_url("image/webp", webp)}
 
 
 def _films_of(path: pathlib.Path) -> list[tuple[dict, dict[str, np.ndarray]]]:
@@ -267,11 +263,9 @@ def _pictures(folder: pathlib.Path, trainings, kind: str, whole: bool) -> dict[s
             _need(folder / name / f"{kind}_STREAM.png", "vla train")
         for path in pictures:
             found.setdefault(path.stem.removeprefix(f"{kind}_"), path)
-    return {stream: _data("image/png", path.read_bytes()) for stream, path in found.items()}
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return {
+        stream: pages.data_url("image/png", path.read_bytes()) for stream, path in found.items()
+    }
 
 
 def _need(path: pathlib.Path, maker: str) -> None:

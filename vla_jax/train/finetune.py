@@ -12,7 +12,8 @@
     rules                                      rows added where a new group would see, or be seen,
                                                otherwise than the one it is modelled on
 
-`derive` is pure; `prepare` opens the checkpoint and works out which parameters begin fresh.
+`derive` is pure, but that it asks what format the data have; `prepare` opens the checkpoint and
+works out which parameters begin fresh.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, trees, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
+from vla_jax.data import recordings
 from vla_jax.models import build, pretrained, specs, synthetic
 from vla_jax.train import checkpoint, organs
 
@@ -44,7 +46,8 @@ class Request:
       checkpoint, data: folders.
       embodiment: a Python file with EMBODIMENT, or a name of embodiments/.
       stats: "checkpoint" or "recompute": whose normalization statistics.
-      standardizer: TYPE or TYPE:ROW.
+      source: the file of data/sources/ that reads the data; None = they are asked which.
+      standardizer: TYPE, TYPE:ROW, or FILE.py:ROW.
       mode: "full", or "head_only": what was loaded stays as it is, but for the action head.
       views: those of the body to use; None = all.
       episodes: only the first so many training episodes.
@@ -55,6 +58,7 @@ class Request:
     data: str
     embodiment: str
     stats: str
+    source: str | None = None
     standardizer: str = "native"
     mode: str = "full"
     steps: int = 1000
@@ -261,11 +265,10 @@ def _action_space(meta, body: types.Embodiment, request: Request) -> types.Actio
 
 def _source(request: Request, dataset_key: str | None) -> dict:
     """The spec of the data."""
-    kind, _, row = request.standardizer.partition(":")
     return dict(
-        type="rlds",
-        path=os.path.abspath(request.data),
-        standardizer=dict(type=kind, row=row) if row else kind,
+        type=request.source or recordings.source_type(request.data),
+        path=request.data if "://" in request.data else os.path.abspath(request.data),
+        standardizer=recordings.standardizer(request.standardizer),
         dataset_key=dataset_key,
         holdout=request.holdout,
         episodes=request.episodes,

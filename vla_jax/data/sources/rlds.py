@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
 from vla_jax.data import robot
-from vla_jax.data.sources import _rlds_folder
+from vla_jax.data.sources import _files, _rlds_folder, _rlds_raw
 from vla_jax.types import SourceContext
 
 DEBUG: dict = {}
@@ -54,6 +53,23 @@ def make(
     return robot.RobotRows(context, table, read, made)
 
 
+def is_at(path: _files.Path) -> bool:
+    """Whether there is a TFDS folder of episodes at `path`, or just below it; reads names only."""
+    return any(_files.is_file(_files.join(v, "features.json")) for v in _rlds_folder.versions(path))
+
+
+def raw(path: _files.Path, split: str | None = None) -> _rlds_raw.Raw:
+    """The episodes as they were recorded, every field decoded; needs no index.
+
+    `split` None: `train`, or the first there is. Raises UserError for another folder, split or
+    slice.
+    """
+    if split is None:
+        splits = _rlds_folder.open_folder(path).splits
+        split = "train" if "train" in splits else next(iter(splits), "train")
+    return _rlds_raw.Raw(path, split)
+
+
 def recorded(
     path: str, *, standardizer: str | Mapping = "native", split: str = "train"
 ) -> tuple[episodes_lib.Episodes, episodes_lib.FrameReader]:
@@ -63,8 +79,8 @@ def recorded(
     """
     spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
     folder = _rlds_folder.open_folder(path)
-    stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p, _ in folder.shards(split))
-    table = _load(str(folder.path), split, json.dumps(spec, sort_keys=True), stamp)
+    stamp = tuple((piece.path, _files.stat(piece.path)) for piece in folder.pieces(split))
+    table = _load(folder.path, split, json.dumps(spec, sort_keys=True), stamp)
     return table, _Reader(folder, split, table)
 
 
@@ -85,6 +101,7 @@ def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes_lib.Episod
             )
     wanted = columns | set(views.values())
     rows = []
+    shards = [piece.path for piece in folder.pieces(split)]
     for record in _rlds_folder.records(folder, split, wanted.__contains__):
         missing = sorted(wanted - set(record.columns))
         if missing:
@@ -95,7 +112,7 @@ def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes_lib.Episod
             spans = record.columns[name][episode.steps]
             mask = episode.image_masks.get(view, True)
             frames[view] = (spans.offsets, np.where(mask, spans.lengths, 0))
-        rows.append((episode, frames, record.shard, record.number, record.offset))
+        rows.append((episode, frames, shards.index(record.path), record.number, record.offset))
     return episodes_lib.collect(where, folder.name, rows, tuple(views))
 
 
@@ -104,11 +121,12 @@ class _Reader:
 
     def __init__(self, folder: _rlds_folder.Folder, split: str, table: episodes_lib.Episodes):
         self.table = table
-        self.shards = [folder.reader(pathlib.Path(path)) for path, _ in folder.shards(split)]
+        self.shards = [folder.reader(piece.path) for piece in folder.pieces(split)]
 
     def __call__(self, view: str, episode: int, rows: Sequence[int]) -> list[bytes]:
         frames, table = self.table.frames[view], self.table
         shard = self.shards[table.shard[episode]]
         record = (int(table.record[episode]), int(table.record_offset[episode]))
         spans = [(int(frames.offset[row]), int(frames.length[row])) for row in rows]
-        return [shard.read(*record, *span) if span[1] else b"" for span in spans]
+        found = iter(shard.read(*record, [span for span in spans if span[1]]))
+        return [next(found) if span[1] else b"" for span in spans]

@@ -38,6 +38,8 @@ class Reading:
       point_view: view in which that reading is the target `point` [W, 2].
       optional_views: views that may be absent (zeros, mask False); samples start only at steps
         with an image of each other view.
+      bad_samples: "error", or "skip": broken episodes are left out and counted, and a sample that
+        cannot be read gives way to the next one of its source.
       augment: see augment.Augment.make; off where `context.train` is False.
     """
 
@@ -51,6 +53,7 @@ class Reading:
     waypoint_group: str | None = None
     point_view: str | None = None
     optional_views: tuple[str, ...] = ()
+    bad_samples: str = "error"
     augment: dict | None = None
 
     @classmethod

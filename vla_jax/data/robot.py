@@ -133,6 +133,7 @@ class RobotRows:
             "samples": len(self),
             "dataset_key": self.dataset_key,
             "action_space": self.episodes.action_space,
+            "proprio": ",".join(group.name for group in self._recorded()),
             "unlabelled": int(np.sum(self.episodes.language_index[self._rows()] < 0)),
         }
 
@@ -154,7 +155,7 @@ class RobotRows:
                 unit_scale=np.concatenate([np.full(g.size, g.scale) for g in groups]),
             )
         }
-        for group in self.embodiment.proprio:
+        for group in self._recorded():
             columns[f"proprio/{group.name}"] = dict(
                 values=self.episodes.proprio[group.name][rows],
                 counts=np.ones_like(counts),
@@ -267,9 +268,7 @@ class RobotRows:
         self._action_space_index = np.int32(
             [space.name for space in self.context.action_spaces].index(self.action_space.name)
         )
-        proprio = {
-            group.name: self.episodes.proprio[group.name] for group in self.embodiment.proprio
-        }
+        proprio = {group.name: self.episodes.proprio[group.name] for group in self._recorded()}
         if normalizer is None:  # statistics are being computed: raw numbers
             self._key_index, self._proprio = np.int32(-1), proprio
             self._action, self._pad = (
@@ -298,6 +297,10 @@ class RobotRows:
                 "of training episodes"
             )
         return part[: reading.episodes]
+
+    def _recorded(self):
+        """The body's proprio groups that these data have."""
+        return [g for g in self.embodiment.proprio if g.name in self.episodes.proprio]
 
     def _rows(self) -> np.ndarray:
         return selection.rows(self.episodes, self.selected)

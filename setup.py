@@ -10,6 +10,7 @@ CORE = [
     "absl-py>=2.1",
     "array-record>=0.8.3",
     "chex>=0.1.90",
+    "datasketches>=5.2,<6",
     "einops>=0.8",
     "etils[epath,epy]>=1.12",
     "flax>=0.12.8,<0.13",

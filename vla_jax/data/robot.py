@@ -9,6 +9,7 @@ waypoint, point     ─ the episode's last reading of a proprio group, and its p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ import numpy as np
 from vla_jax import plugin
 from vla_jax.data import augment as augment_lib
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import fit, images, selection, window
+from vla_jax.data import fit, images, selection, statistics, window
 from vla_jax.types import SourceContext
 
 
@@ -137,28 +138,22 @@ class RobotRows:
             "unlabelled": int(np.sum(self.episodes.language_index[self._rows()] < 0)),
         }
 
-    def statistics_columns(self) -> dict[str, dict]:
-        """Field -> values [N, D], counts [N], active, unit_scale [D], of training episodes."""
-        train = self._split(True)
-        rows = selection.rows(self.episodes, train)
-        first = np.repeat(self.episodes.start[train], self.episodes.lengths[train])
-        # Step i of an episode stands in the chunks that start at steps i-C+1 .. i.
-        counts = np.minimum(rows - first + 1, self.context.action_horizon)
+    def statistics_columns(self) -> dict[str, statistics.Column]:
+        """Field -> its column of the training episodes, read in blocks."""
+        column = functools.partial(statistics.Column.of, self.episodes, self._split(True))
         groups = self.action_space.groups
+        active = [np.full(g.size, g.quantity not in ("gripper", "terminate")) for g in groups]
         columns = {
-            "action": dict(
-                values=self.episodes.action[rows],
-                counts=counts,
-                active=np.concatenate(
-                    [np.full(g.size, g.quantity not in ("gripper", "terminate")) for g in groups]
-                ),
+            "action": column(
+                self.episodes.action,
+                active=np.concatenate(active),
                 unit_scale=np.concatenate([np.full(g.size, g.scale) for g in groups]),
+                chunk=self.context.action_horizon,
             )
         }
         for group in self._recorded():
-            columns[f"proprio/{group.name}"] = dict(
-                values=self.episodes.proprio[group.name][rows],
-                counts=np.ones_like(counts),
+            columns[f"proprio/{group.name}"] = column(
+                self.episodes.proprio[group.name],
                 active=np.ones(group.size, bool),
                 unit_scale=np.full(group.size, group.scale),
             )

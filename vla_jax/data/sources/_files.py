@@ -116,7 +116,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        length = min(len(buffer), self._file.stamp.size - self._at)
+        length = max(0, min(len(buffer), self._file.stamp.size - self._at))
         buffer[:length] = self._file.read(self._at, length) if length else b""
         self._at += length
         return length

@@ -33,7 +33,7 @@ class Episode:
       steps: int64 [T], the recorded number of each kept step (a standardizer may drop some).
       action: float32 [T, A], in the trained representation, raw units.
       proprio: group -> float32 [T, P].
-      language: T instructions; "" = none.
+      language: T instructions; "" = none. Where a step has several, a tuple of them.
       embodiment, action_space: names (see embodiments/).
       cameras: view -> float32 [3, 4], (world xyz in m, 1) to (x, y, w), x/w right and y/w down in
         fractions of the image.
@@ -45,7 +45,7 @@ class Episode:
     steps: np.ndarray
     action: np.ndarray
     proprio: Mapping[str, np.ndarray]
-    language: Sequence[str]
+    language: Sequence[str | tuple[str, ...]]
     embodiment: str
     action_space: str
     cameras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -84,6 +84,10 @@ class Episodes:
     shard: np.ndarray  # int32 [E]
     record: np.ndarray  # int64 [E]
     record_offset: np.ndarray  # int64 [E]
+    # What else the data set says of each episode: name -> E values, None where it says nothing.
+    metadata: dict[str, tuple] = dataclasses.field(default_factory=dict)
+    # Other words for each of `language`, that the data hold; () = none for any.
+    others: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,6 +102,8 @@ class Episodes:
         digest = hashlib.blake2b(digest_size=16)
         names = (self.name, self.ids, self.embodiment, self.action_space, self.language)
         digest.update(repr(names).encode())
+        if any(self.others):
+            digest.update(repr(self.others).encode())
         arrays = [self.start, self.step, self.action, self.language_index]
         arrays += [a for _, a in sorted(self.proprio.items())]
         arrays += [a for _, a in sorted(self.cameras.items())]
@@ -134,11 +140,11 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
             _finite(where, part, f"proprio {group}", values)
     cameras = sorted({view for part in parts for view in part.cameras})
     missing = np.full((3, 4), np.nan, np.float32)
-    texts: dict[str, int] = {}
+    texts: dict[tuple[str, ...], int] = {}
     language_index = [
-        -1 if not text else texts.setdefault(text, len(texts))
+        texts.setdefault(words, len(texts)) if words else -1
         for part in parts
-        for text in part.language
+        for words in map(_words, part.language)
     ]
     return Episodes(
         where=where,
@@ -146,13 +152,13 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         ids=tuple(part.id for part in parts),
         embodiment=parts[0].embodiment,
         action_space=parts[0].action_space,
-        start=np.concatenate([[0], np.cumsum([len(part.action) for part in parts])]).astype(
-            np.int64
-        ),
+        start=np.cumsum([0, *(len(part.action) for part in parts)], dtype=np.int64),
         step=np.concatenate([part.steps for part in parts]).astype(np.int64),
         action=_concatenate(where, "action", [part.action for part in parts]),
         proprio={g: _concatenate(where, g, [part.proprio[g] for part in parts]) for g in groups},
-        language=tuple(texts),
+        language=tuple(words[0] for words in texts),
+        others=tuple(words[1:] for words in texts) if any(len(w) > 1 for w in texts) else (),
+        metadata=_columns([part.metadata for part in parts]),
         language_index=np.asarray(language_index, np.int32),
         cameras={v: np.stack([p.cameras.get(v, missing) for p in parts]) for v in cameras},
         frames={
@@ -166,6 +172,23 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         record=np.asarray([row[3] for row in rows], np.int64),
         record_offset=np.asarray([row[4] for row in rows], np.int64),
     )
+
+
+def _words(text: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The distinct instructions of a step, none of them empty."""
+    return tuple(dict.fromkeys(t for t in ((text,) if isinstance(text, str) else text) if t))
+
+
+def _columns(parts: list[Mapping]) -> dict[str, tuple]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: tuple(_plain(part.get(name)) for part in parts) for name in names}
+
+
+def _plain(value):
+    """A number, text or bool in place of an array of one."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.item() if value.size == 1 else value
+    return value
 
 
 def _concatenate(where: str, name: str, parts: list[np.ndarray]) -> np.ndarray:

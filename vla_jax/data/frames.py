@@ -42,19 +42,15 @@ class Pictures:
 
         UserError for bytes that are no image, naming episode, step and view.
         """
-        frames = np.zeros((len(rows), *self.sizes[view], 3), np.uint8)
-        mask, settings = np.zeros(len(rows), bool), self.augment.of(view)
-        if view not in self.episodes.frames:
-            return frames, mask
-        if augment_lib.dropped(settings.image_dropout, key, view):
-            return frames, mask
+        shape, settings = (len(rows), *self.sizes[view], 3), self.augment.of(view)
+        absent = view not in self.episodes.frames
+        if absent or augment_lib.dropped(settings.image_dropout, key, view):
+            return np.zeros(shape, np.uint8), np.zeros(len(rows), bool)
         # The repeated first frame is read and resized once.
-        distinct, place = np.unique(rows, return_inverse=True)
-        found = self._shown(view, episode, distinct, key, view)
-        for i, image in enumerate(found):
-            if image is not None:
-                frames[place == i], mask[place == i] = image, True
-        return frames, mask & real
+        frames, repeated = np.empty(shape, np.uint8), len(rows) - int(real.sum())
+        seen = self._show(view, episode, rows[repeated:], key, view, frames[repeated:])
+        frames[:repeated] = frames[repeated]
+        return frames, np.concatenate([np.zeros(repeated, bool), seen])
 
     def goal(self, view: str, episode: int, row: int, key: bytes) -> np.ndarray | None:
         """uint8 [height, width, 3]: a camera's picture at a row of the table; None where none is.
@@ -63,10 +59,14 @@ class Pictures:
         """
         if view not in self.episodes.frames:
             return None
-        return self._shown(view, episode, np.array([row]), key, f"goal_{view}")[0]
+        picture = np.empty((1, *self.sizes[view], 3), np.uint8)
+        seen = self._show(view, episode, np.array([row]), key, f"goal_{view}", picture)
+        return picture[0] if seen[0] else None
 
-    def _shown(self, view: str, episode: int, rows: np.ndarray, key: bytes, use: str) -> list:
-        """One uint8 [height, width, 3] per row, None where the data lack it."""
+    def _show(
+        self, view: str, episode: int, rows: np.ndarray, key: bytes, use: str, out: np.ndarray
+    ) -> np.ndarray:
+        """Bool [n], which rows have a picture; fills `out`, uint8 [n, height, width, 3]."""
         size, settings = self.sizes[view], self.augment.of(view)
         known = rows if self.kept is None else self.kept[rows]
         found = self.read(view, episode, known.tolist())
@@ -74,25 +74,28 @@ class Pictures:
             self._decode(data, view, row) if len(data) else None
             for data, row in zip(found, rows.tolist())
         ]
-        real = [i for i, image in enumerate(shown) if image is not None]
-        if not real:
-            return shown
+        seen = np.array([image is not None for image in shown])
+        if not seen.all():
+            out[~seen] = 0
+            shown = [image for image in shown if image is not None]
+        if not shown:
+            return seen
         box = augment_lib.crop(settings, key, view)
         matrix = None
         if settings.color:
-            means = [_mean(shown[i], box) for i in real]
-            matrix = augment_lib.color_matrix(settings, key, use, np.mean(means, axis=0))
-        for i in real:
+            mean = np.mean([_mean(image, box) for image in shown], axis=0)
+            matrix = augment_lib.color_matrix(settings, key, use, mean)
+        for image, place in zip(shown, np.flatnonzero(seen).tolist()):
             # Colours are one number per pixel: they are changed where there are fewer of them.
-            before = shown[i].shape[0] * shown[i].shape[1] < size[0] * size[1]
-            image = shown[i]
-            if matrix is not None and before:
+            if matrix is None:
+                images.resize(image, size, self.method, box, out[place])
+            elif image.shape[0] * image.shape[1] < size[0] * size[1]:
                 image = cv2.transform(image, matrix)
-            image = images.resize(image, size, self.method, box)
-            if matrix is not None and not before:
-                image = cv2.transform(image, matrix)
-            shown[i] = image
-        return shown
+                images.resize(image, size, self.method, box, out[place])
+            else:
+                image = images.resize(image, size, self.method, box)
+                cv2.transform(image, matrix, dst=out[place])
+        return seen
 
     def _decode(self, data: bytes | np.ndarray, view: str, row: int) -> np.ndarray:
         if not isinstance(data, bytes):

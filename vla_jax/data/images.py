@@ -49,30 +49,41 @@ BLOCK = 16  # rows of a resampling matrix that are multiplied together: its band
 
 
 def resize(
-    image: np.ndarray, size: tuple[int, int], method: str = "area", box: Box = WHOLE
+    image: np.ndarray,
+    size: tuple[int, int],
+    method: str = "area",
+    box: Box = WHOLE,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """uint8 [*size, 3], the image itself if whole and at `size`; antialiased.
 
     "area" shrinks by areas and grows by cubics; its box is rounded to pixels. "tensorflow" is
     Lanczos' kernel of radius 3 as tf.image.resize has it (and Octo), to one level; an image that is
-    at `size` already is cropped to pixels and stretched linearly. UserError for another method.
+    at `size` already is cropped to pixels and stretched linearly. `out` is filled, if given.
+    UserError for another method.
     """
     if method not in METHODS:
         raise plugin.UserError(plugin.unknown("resize", method, METHODS))
     height, width = size
-    if box != WHOLE and (method == "area" or image.shape[:2] == (height, width)):
+    same = image.shape[:2] == (height, width)
+    if box == WHOLE and same:
+        return image if out is None else _filled(out, image)
+    if method == "tensorflow" and not same:
+        out = np.empty((height, width, 3), np.uint8) if out is None else out
+        lanczos(image, out, box)
+        return out
+    if box != WHOLE:
         image = image[pixels(image.shape, box)]
-        if method != "area":
-            return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    elif box == WHOLE and image.shape[:2] == (height, width):
-        return image
-    if method == "tensorflow":
-        resized = np.empty((height, width, 3), np.uint8)
-        lanczos(image, resized, box)
-        return resized
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=method)
+    kernel = cv2.INTER_LINEAR
+    if method == "area":
+        shrinks = height * width < image.shape[0] * image.shape[1]
+        kernel = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), dst=out, interpolation=kernel)
+
+
+def _filled(out: np.ndarray, image: np.ndarray) -> np.ndarray:
+    np.copyto(out, image)
+    return out
 
 
 def pixels(shape: tuple[int, ...], box: Box) -> tuple[slice, slice]:
@@ -111,19 +122,8 @@ def _multiply(blocks: tuple, image: np.ndarray) -> np.ndarray:
     return made.reshape(len(made), -1, 3)
 
 
+@functools.lru_cache(maxsize=64)  # window and goal of a camera share a row's crop
 def _matrix(before: int, after: int, start: float, extent: float) -> tuple:
-    """`_bands` of a resampling; those of whole images are kept."""
-    if (start, extent) == (0.0, 1.0):
-        return _whole(before, after)
-    return _bands(before, after, start, extent)
-
-
-@functools.lru_cache(maxsize=64)
-def _whole(before: int, after: int) -> tuple:
-    return _bands(before, after, 0.0, 1.0)
-
-
-def _bands(before: int, after: int, start: float, extent: float) -> tuple:
     """The matrix [after, before] of how much each new pixel takes of each old one; rows sum to 1.
 
     In blocks along its band: (first row, last row, first column, last column, float32 weights).
@@ -138,15 +138,15 @@ def _bands(before: int, after: int, start: float, extent: float) -> tuple:
     angle[np.abs(angle) < 1e-6] = 1e-6
     weights = np.sin(angle) * np.sin(angle / RADIUS) / np.square(angle)
     weights[(np.abs(angle) >= np.pi * RADIUS) | (places < 0) | (places >= before)] = 0.0
-    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
+    # Room at the sides for the taps outside the image, which have no weight.
+    left = min(int(lowest[0]), 0)
+    dense = np.zeros((after, max(int(lowest[-1]) + taps, before) - left), np.float32)
+    dense[np.arange(after)[:, None], places - left] = weights
     blocks = []
     for first in range(0, after, BLOCK):
         last = min(first + BLOCK, after)
-        left, right = int(lowest[first]), int(lowest[last - 1]) + taps
-        part = np.zeros((last - first, right - left), np.float32)
-        part[np.arange(last - first)[:, None], places[first:last] - left] = weights[first:last]
-        low, high = max(left, 0), min(right, before)
-        blocks.append(
-            (first, last, low, high, np.ascontiguousarray(part[:, low - left : high - left]))
-        )
+        low = min(max(int(lowest[first]), 0), before - 1)
+        high = max(min(int(lowest[last - 1]) + taps, before), low + 1)
+        blocks.append((first, last, low, high, dense[first:last, low - left : high - left]))
     return tuple(blocks)

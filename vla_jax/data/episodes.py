@@ -37,7 +37,7 @@ class Episode:
       steps: int64 [T], the recorded number of each kept step (a standardizer may drop some).
       action: float32 [T, A], in the trained representation, raw units.
       proprio: group -> float32 [T, P].
-      language: T instructions; "" = none.
+      language: T instructions; "" = none. Where a step has several, a tuple of them.
       embodiment, action_space: names (see embodiments/).
       cameras: view -> float32 [3, 4], (world xyz in m, 1) to (x, y, w), x/w right and y/w down in
         fractions of the image.
@@ -49,7 +49,7 @@ class Episode:
     steps: np.ndarray
     action: np.ndarray
     proprio: Mapping[str, np.ndarray]
-    language: Sequence[str]
+    language: Sequence[str | tuple[str, ...]]
     embodiment: str
     action_space: str
     cameras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -88,6 +88,10 @@ class Episodes:
     shard: np.ndarray  # int32 [E]
     record: np.ndarray  # int64 [E]
     record_offset: np.ndarray  # int64 [E]
+    # What else the data set says of each episode: name -> E values, None where it says nothing.
+    metadata: dict[str, Sequence] = dataclasses.field(default_factory=dict)
+    # Other words for each of `language`, that the data hold; () = none for any.
+    others: tuple[tuple[str, ...], ...] = ()
     skipped: tuple[str, ...] = ()  # what was wrong with each episode that was left out
 
     def __len__(self) -> int:
@@ -105,6 +109,7 @@ class Episodes:
         arrays += [a for _, a in sorted(self.cameras.items())]
         arrays += [f.length for _, f in sorted(self.frames.items())]
         names = (self.name, self.embodiment, self.action_space, list(map(mapped.digest, arrays)))
+        names += (self.others,) if any(self.others) else ()
         return hashlib.blake2b(repr(names).encode(), digest_size=16).hexdigest()
 
 
@@ -123,11 +128,11 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
     groups = list(parts[0].proprio)
     cameras = sorted({view for part in parts for view in part.cameras})
     missing = np.full((3, 4), np.nan, np.float32)
-    texts: dict[str, int] = {}
+    texts: dict[tuple[str, ...], int] = {}
     language_index = [
-        -1 if not text else texts.setdefault(text, len(texts))
+        texts.setdefault(words, len(texts)) if words else -1
         for part in parts
-        for text in part.language
+        for words in map(_words, part.language)
     ]
     return Episodes(
         where=where,
@@ -135,13 +140,13 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         ids=tuple(part.id for part in parts),
         embodiment=parts[0].embodiment,
         action_space=parts[0].action_space,
-        start=np.concatenate([[0], np.cumsum([len(part.action) for part in parts])]).astype(
-            np.int64
-        ),
+        start=np.cumsum([0, *(len(part.action) for part in parts)], dtype=np.int64),
         step=np.concatenate([part.steps for part in parts]).astype(np.int64),
         action=_concatenate(where, "action", [part.action for part in parts]),
         proprio={g: _concatenate(where, g, [part.proprio[g] for part in parts]) for g in groups},
-        language=tuple(texts),
+        language=tuple(words[0] for words in texts),
+        others=tuple(words[1:] for words in texts) if any(len(w) > 1 for w in texts) else (),
+        metadata=_columns([part.metadata for part in parts]),
         language_index=np.asarray(language_index, np.int32),
         cameras={v: np.stack([p.cameras.get(v, missing) for p in parts]) for v in cameras},
         frames={
@@ -155,6 +160,23 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         record=np.asarray([row[3] for row in rows], np.int64),
         record_offset=np.asarray([row[4] for row in rows], np.int64),
     )
+
+
+def _words(text: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The distinct instructions of a step, none of them empty."""
+    return tuple(dict.fromkeys(t for t in ((text,) if isinstance(text, str) else text) if t))
+
+
+def _columns(parts: list[Mapping]) -> dict[str, tuple]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: tuple(_plain(part.get(name)) for part in parts) for name in names}
+
+
+def _plain(value):
+    """A number, text or bool in place of an array of one."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.item() if value.size == 1 else value
+    return value
 
 
 def check(where: str, episode: Episode, first: Episode | None = None) -> None:
@@ -195,7 +217,11 @@ def pack(table: Episodes) -> tuple[dict[str, np.ndarray], dict]:
         arrays |= {f"offset/{view}": frames.offset, f"length/{view}": frames.length}
     about = {name: getattr(table, name) for name in ("name", "embodiment", "action_space")}
     about |= {name: list(getattr(table, name)) for name in ("proprio", "cameras", "frames")}
-    return arrays, about | {"skipped": list(table.skipped)}
+    about |= {"metadata": list(table.metadata), "skipped": list(table.skipped)}
+    for name, values in table.metadata.items():
+        texts = mapped.Values.pack(values)
+        arrays |= {f"metadata/{name}/ends": texts.ends, f"metadata/{name}/letters": texts.letters}
+    return arrays, about | {"others": table.others}
 
 
 def unpack(where: str, arrays: Mapping[str, np.ndarray], about: Mapping) -> Episodes:
@@ -210,6 +236,11 @@ def unpack(where: str, arrays: Mapping[str, np.ndarray], about: Mapping) -> Epis
             view: Frames(offset=arrays[f"offset/{view}"], length=arrays[f"length/{view}"])
             for view in about["frames"]
         },
+        metadata={
+            name: mapped.Values(arrays[f"metadata/{name}/ends"], arrays[f"metadata/{name}/letters"])
+            for name in about["metadata"]
+        },
+        others=tuple(map(tuple, about["others"])),
         skipped=tuple(about["skipped"]),
     )
 

@@ -71,7 +71,7 @@ class Texts(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
+            return tuple(Texts.__getitem__(self, i) for i in range(*index.indices(len(self))))
         index = range(len(self))[index]
         first = int(self.ends[index - 1]) if index else 0
         return bytes(self.letters[first : int(self.ends[index])]).decode("utf-8")
@@ -81,6 +81,23 @@ class Texts(Sequence):
 
     def __hash__(self) -> int:
         return hash(tuple(self))
+
+
+class Values(Texts):
+    """Small values of any kind that JSON has; arrays come back as lists."""
+
+    @classmethod
+    def pack(cls, values: Iterable) -> Values:
+        """The same values, as JSON in arrays."""
+        return super().pack(json.dumps(value, default=_listed) for value in values)
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        return tuple(map(json.loads, found)) if isinstance(index, slice) else json.loads(found)
+
+
+def _listed(value):
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value)
 
 
 def digest(value: np.ndarray | Sequence[str]) -> str:

@@ -59,7 +59,9 @@ class Stream:
       prefetch: batches kept ready (per worker).
 
     `n` is the whole state: samples drawn so far. `data_wait` is the time in s spent waiting in
-    `next` since the last call of `take_data_wait`. Use as a context manager or call `close`.
+    `next` since the last call of `take_data_wait`; `skipped` how many broken samples gave way to
+    others (see Mixture.sample) since the stream was opened. Use as a context manager or call
+    `close`.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Stream:
                 f"rows {rows[:8]}… of a batch of {batch_size}: expected some of 0..B-1"
             )
         self.batch_size, self.n, self.data_wait = batch_size, int(start_n), 0.0
+        self.skipped = 0
         self._iterator = _iterate(
             Batches(mixture, batch_size, rows, self.n), workers, threads, prefetch
         )
@@ -91,6 +94,7 @@ class Stream:
         batch = next(self._iterator)
         self.data_wait += time.perf_counter() - begin
         self.n += self.batch_size
+        self.skipped += int(np.sum(batch.pop("skipped", 0)))
         return batch
 
     def take_data_wait(self) -> float:

@@ -9,8 +9,15 @@ What a derived array (a slice, a sum) holds is its own and is pickled by value, 
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
+import functools
 import hashlib
 import json
+import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import google_crc32c
@@ -19,6 +26,7 @@ import numpy as np
 from vla_jax import plugin
 
 CHUNK = 2**20
+SHARED = 2**20  # bytes from which an array is shared by a file
 DTYPES = {
     np.dtype(name): code
     for name, code in (
@@ -51,6 +59,17 @@ class Mapped(np.ndarray):
         if self.place is None:
             return np.asarray(self).__reduce_ex__(protocol)
         return _map, self.place
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Changed:
+    """Rows of an array, changed when they are asked for: the array stays one that is shared."""
+
+    values: np.ndarray
+    change: Callable[[np.ndarray], np.ndarray]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        return self.change(self.values[rows])
 
 
 class Texts(Sequence):
@@ -121,6 +140,30 @@ def save(arrays: Mapping[str, np.ndarray], about: Mapping) -> Callable[[str], No
     metadata = {"about": json.dumps(about), "checks": json.dumps(checks)}
     metadata["check"] = str(google_crc32c.value(json.dumps(metadata, sort_keys=True).encode()))
     return lambda path: save_file(arrays, path, metadata)
+
+
+def shared(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a file of this process's, where they are too many to be pickled often.
+
+    The file goes when the process ends.
+    """
+    if array.nbytes < SHARED or getattr(array, "place", None) is not None:
+        return array
+    path = os.path.join(_scratch(), f"{uuid.uuid4().hex}.safetensors")
+    save({"array": array}, {})(path)
+    return load(path)[0]["array"]
+
+
+@functools.cache
+def _scratch() -> str:
+    folder = tempfile.mkdtemp(prefix="vla_jax-")
+    atexit.register(_remove, os.getpid(), folder)
+    return folder
+
+
+def _remove(owner: int, folder: str) -> None:
+    if os.getpid() == owner:  # a fork leaves its parent's files alone
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(path: str) -> tuple[dict[str, Mapped], dict]:

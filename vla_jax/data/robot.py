@@ -1,6 +1,6 @@
 """Rows of a `robot` stream from a table of episodes, whatever format it was read from.
 
-sample (episode, t) ─ window.steps ─▶ pictures (frames.py), proprio gathered (normalized up front)
+sample (episode, t) ─ window.steps ─▶ pictures (frames.py), proprio gathered and normalized
                     └ window.chunk ─▶ actions [W, C, A] and their mask, padded to [C_max, A_max]
 goals.draw          ─ a later step's pictures as goal_VIEW; actions count up to it
 asked.draw          ─ what the row shows of instruction and goal, in which words
@@ -25,12 +25,14 @@ from vla_jax.data import (
     endpoints,
     filters,
     fit,
+    mapped,
     selection,
     statistics,
     window,
 )
 from vla_jax.data import episodes as episodes_lib
 from vla_jax.data import goals as goals_lib
+from vla_jax.data import runs as runs_lib
 from vla_jax.data.endpoints import project
 from vla_jax.data.frames import Pictures
 from vla_jax.data.reading import Reading
@@ -88,15 +90,6 @@ class RobotRows:
             idle = selection.noops(episodes, self.action_space, reading.noop_threshold)
             self.episodes, kept = selection.without(episodes, idle)
             self.idle = int(idle.sum())
-        self._pictures = Pictures(
-            self.where,
-            self.episodes,
-            read,
-            kept,
-            dict(context.image_sizes),
-            context.resize,
-            self._augment,
-        )
         self.selected, self.filtered = self._split(context.train)
         self._samples = selection.starts(
             self.where,
@@ -108,8 +101,33 @@ class RobotRows:
             reading.samples_per_episode,
             reading.holdout_seed,
         )
+        self._open(episodes, read, kept)
         self._set_tasks()
         self._set_normalizer()
+
+    def _open(self, episodes: episodes_lib.Episodes, read, kept: np.ndarray | None) -> None:
+        """Sets how pictures of the samples are read; `episodes` is the table that `read` knows."""
+        fit.one_of(f"{self.where}: access", self.reading.access, runs_lib.ACCESS)
+        self.runs = None
+        if self.reading.access == "contiguous":
+            self.runs, read = runs_lib.make(
+                self.where,
+                episodes,
+                self._samples,
+                list(self.context.image_sizes),
+                read,
+                self.reading,
+            )
+        self._samples = mapped.shared(self._samples)
+        self._pictures = Pictures(
+            self.where,
+            self.episodes,
+            read,
+            kept,
+            dict(self.context.image_sizes),
+            self.context.resize,
+            self._augment,
+        )
 
     def _required(self, views) -> list[str]:
         return [view for view in views if view not in self.reading.optional_views]
@@ -140,8 +158,16 @@ class RobotRows:
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def skips(self) -> bool:
+        """Whether a sample that cannot be read gives way to the next; see Mixture.sample."""
+        return self.reading.bad_samples == "skip"
+
     def summary(self) -> dict:
-        """Counts for the mixture's table; `filtered` are episodes, `idle` steps of all episodes."""
+        """Counts for the mixture's table.
+
+        `filtered` and `skipped` (broken) are episodes, `idle` are steps of all episodes.
+        """
         counts = {
             "episodes": len(self.selected),
             "samples": len(self),
@@ -150,6 +176,8 @@ class RobotRows:
             "proprio": ",".join(group.name for group in self._recorded()),
             "unlabelled": int(np.sum(self.episodes.language_index[self._rows()] < 0)),
         }
+        if self.skips:
+            counts["skipped"] = len(self.episodes.skipped)
         if self.reading.filter:
             counts["filtered"] = self.filtered
         if self.reading.noop_threshold is not None:
@@ -296,7 +324,8 @@ class RobotRows:
         if reading.goals is not None:
             sizes = self.context.image_sizes
             self._goals = goals_lib.Goals.make(self.where, reading.goals, sizes)
-            self._goal_seen = self._goals.seen(episodes, reading.optional_views)
+            seen = self._goals.seen(episodes, reading.optional_views)
+            self._goal_seen = mapped.shared(seen)
         self._ways = asked.ways(self.where, reading.asked, self._goals is not None)
 
     def _check_language(self) -> None:
@@ -324,10 +353,11 @@ class RobotRows:
             self._pad = np.zeros(self.action_space.size, np.float32)
         else:
             self._key_index = np.int32(normalizer.index(key))
-            self._action = normalizer.forward(key, "action", self.episodes.action)
+            forward = functools.partial(functools.partial, normalizer.forward, key)
+            self._action = mapped.Changed(self.episodes.action, forward("action"))
             self._pad = normalizer.forward(key, "action", np.zeros(self.action_space.size))
             self._proprio = {
-                name: normalizer.forward(key, f"proprio/{name}", values)
+                name: mapped.Changed(values, forward(f"proprio/{name}"))
                 for name, values in proprio.items()
             }
         self._waypoint, self._point = endpoints.targets(

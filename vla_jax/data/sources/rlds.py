@@ -87,7 +87,8 @@ def recorded(
     folder = _rlds_folder.open_folder(path)
     table, shards, files = _rlds_table.open_table(folder, split, spec, bad_samples, index_dir)
     stamps = [s.stamp if s.path == file else None for s, file in zip(shards, files)]
-    return table, _Reader(table, [folder.reader(*pair) for pair in zip(files, stamps)])
+    reader = _RangeReader if folder.file_format == "tfrecord" else _Reader
+    return table, reader(table, [folder.reader(*pair) for pair in zip(files, stamps)])
 
 
 def index(path: str, *, index_dir: str | None = None, workers: int | None = None) -> dict:
@@ -125,3 +126,16 @@ class _Reader:
         spans = [(int(frames.offset[row]), int(frames.length[row])) for row in rows]
         found = iter(shard.read(*record, [span for span in spans if span[1]]))
         return [next(found) if span[1] else b"" for span in spans]
+
+
+class _RangeReader(_Reader):
+    """The same of shards whose bytes can be fetched by range; see data/runs.py."""
+
+    def places(self, view: str, episode: int, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """(offset in the shard, length) of each row's image."""
+        frames, base = self.table.frames[view], int(self.table.record_offset[episode])
+        return [(base + int(frames.offset[row]), int(frames.length[row])) for row in rows]
+
+    def fetch(self, shard: int, offset: int, length: int) -> bytes:
+        """Bytes of a shard."""
+        return self.shards[shard].file.read(offset, length)

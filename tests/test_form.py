@@ -8,7 +8,8 @@ import pytest
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 PLACES = ("vla_jax", "configs", "launch", "tools", "benchmarks", "tests")
 FILE, CONFIG, FUNCTION, ROAD = 400, 120, 60, 120
-TABLES = ("vla_jax/data/standardizers/",)  # rows of names: no limit of lines
+# rows of names, and what is expected of each: no limit of lines
+TABLES = ("vla_jax/data/standardizers/", "tests/data/standardizers/")
 # Straight roads with section comments, and table-like layouts.
 ROADS = {
     ("vla_jax/train/loop.py", "run"),

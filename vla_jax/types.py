@@ -197,7 +197,7 @@ class ActionGroup:
     reference: str | None = None  # of a delta: previous_command | measured_now | chunk_start
     frame: str = "base"  # base | tool | a named frame
     rotation: str | None = None  # euler_xyz … | rotvec | quat_wxyz | quat_xyzw | 6d
-    composition: str | None = None  # left | right, for rotation deltas
+    composition: str | None = None  # left | right | add (numbers), for rotation deltas
     unit: str = "m"
     scale: float = 1.0  # value * scale is in SI
     label: str = "commanded"  # commanded | reached
@@ -240,6 +240,8 @@ class ProprioGroup:
     unit: str
     meaning: str
     scale: float = 1.0
+    # It begins with x, y, z of the tool ("position"), and its rotation of this kind ("euler_xyz").
+    pose: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

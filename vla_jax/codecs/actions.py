@@ -22,7 +22,7 @@ import numpy as np
 
 from vla_jax.codecs import rotations
 from vla_jax.plugin import UserError, unknown
-from vla_jax.types import ActionGroup, ActionSpace
+from vla_jax.types import ActionGroup, ActionSpace, Embodiment
 
 REFERENCES = ("previous_command", "measured_now", "chunk_start")
 
@@ -103,6 +103,86 @@ def convert(
     return relative(values, target, target_references)
 
 
+def references(
+    space: ActionSpace, body: Embodiment, proprio: Mapping[str, np.ndarray]
+) -> dict[str, Reference]:
+    """What the deltas of a recorded action space are measured from: by group, of T raw readings.
+
+    An action group of a proprio group's name takes that one (joints), others the first pose that
+    was recorded. What was commanded before a recording began is not known: its first reading
+    stands for it. A group without a reading has an empty Reference.
+
+    Args:
+      space: of the actions.
+      body: its proprio groups say which numbers are a pose.
+      proprio: group -> [T, P] in the body's units.
+    """
+    recorded = {g.name: g for g in body.proprio if g.name in proprio}
+    scaled = {n: np.asarray(proprio[n], np.float64) * g.scale for n, g in recorded.items()}
+    pose = next((g for g in recorded.values() if g.pose), None)
+    position = turns = None
+    if pose is not None:
+        position = scaled[pose.name][:, :3]
+        if pose.pose in rotations.SIZES:
+            end = 3 + rotations.SIZES[pose.pose]
+            turns = rotations.to_matrix(scaled[pose.name][:, 3:end], pose.pose)
+    found = {}
+    for group in space.groups:
+        measured = position if group.quantity == "position" and group.size == 3 else None
+        if group.quantity == "rotation" and turns is not None:
+            measured = rotations.from_matrix(turns, group.rotation)
+        if group.name in recorded and recorded[group.name].size == group.size:
+            measured = scaled[group.name]
+        command = None if measured is None else measured[0]
+        found[group.name] = Reference(command=command, measured=measured, orientation=turns)
+    return found
+
+
+def convert_recorded(
+    actions: np.ndarray,
+    proprio: Mapping[str, np.ndarray],
+    body: Embodiment,
+    source: ActionSpace,
+    target: ActionSpace,
+) -> np.ndarray:
+    """The actions of an episode [T, A] in another action space of its body: float32 [T, A'].
+
+    Args:
+      actions, source: raw, and how they are meant.
+      proprio: the episode's raw readings, group -> [T, P]; a delta needs the pose it starts from.
+      body: see `references`.
+      target: what they are to become.
+
+    Raises UserError as `convert` does, for a delta from the start of a chunk (an episode has none)
+    and where commanded actions would have to become reached ones.
+    """
+    if source == target:
+        return np.asarray(actions, np.float32)
+    where = f"{source.name} → {target.name}"
+    for space in (source, target):
+        for group in space.groups:
+            if group.representation == "delta" and group.reference == "chunk_start":
+                raise UserError(
+                    f"{where}: {space.name} counts {group.name} from a chunk's start; an episode "
+                    "has none: convert chunks, with actions.convert"
+                )
+    labels = {group.name: group.label for group in source.groups}
+    for group in target.groups:
+        if labels.get(group.name, group.label) != group.label:
+            raise UserError(
+                f"{where}: {group.name} was {labels[group.name]}, expected {group.label}; what was "
+                "reached is a standardizer row's business ('… | to_next')"
+            )
+    found = [references(space, body, proprio) for space in (source, target)]
+    try:
+        return convert(actions, source, target, *found).astype(np.float32)
+    except UserError as error:
+        poses = [group.name for group in body.proprio if group.pose]
+        raise UserError(
+            f"{where}: {error} (recorded proprio: {sorted(proprio)}; poses of {body.name}: {poses})"
+        ) from error
+
+
 def gripper(values: np.ndarray, source: str, target: str) -> np.ndarray:
     """Gripper values from one convention to another, e.g. "1=open,0=closed" → "1=closed,-1=open".
 
@@ -135,10 +215,9 @@ def _absolute(values: np.ndarray, group: ActionGroup, reference: Reference) -> n
     if group.quantity != "rotation":
         if group.representation != "delta":
             return values
-        steps = _to_base(values, group, reference)
-        if group.reference == "previous_command":
-            return _given(reference.command, "command", group) + np.cumsum(steps, 0)
-        return _base(group, reference, len(values)) + steps
+        return _sum(_to_base(values, group, reference), group, reference)
+    if _adds(group):
+        return rotations.to_matrix(_sum(values, group, reference), group.rotation)
     turns = rotations.to_matrix(values, group.rotation)  # [C, 3, 3]
     if group.representation != "delta":
         return turns
@@ -157,12 +236,11 @@ def _relative(values: np.ndarray, group: ActionGroup, reference: Reference) -> n
     if group.quantity != "rotation":
         if group.representation != "delta":
             return values
-        if group.reference == "previous_command":
-            start = _given(reference.command, "command", group)
-            return _from_base(np.diff(values, axis=0, prepend=start[None]), group, reference)
-        return _from_base(values - _base(group, reference, len(values)), group, reference)
+        return _from_base(_differences(values, group, reference), group, reference)
     if group.representation != "delta":
         return rotations.from_matrix(values, group.rotation)
+    if _adds(group):
+        return _differences(rotations.from_matrix(values, group.rotation), group, reference)
     if group.reference == "previous_command":
         start = rotations.to_matrix(_given(reference.command, "command", group), group.rotation)
         base = np.concatenate([start[None], values[:-1]])
@@ -173,10 +251,42 @@ def _relative(values: np.ndarray, group: ActionGroup, reference: Reference) -> n
     return rotations.from_matrix(turns, group.rotation)
 
 
+def _sum(steps: np.ndarray, group: ActionGroup, reference: Reference) -> np.ndarray:
+    """[C, n]: steps added to what they are measured from, number by number."""
+    if group.reference == "previous_command":
+        return _given(reference.command, "command", group) + np.cumsum(steps, 0)
+    return _base(group, reference, len(steps)) + steps
+
+
+def _differences(values: np.ndarray, group: ActionGroup, reference: Reference) -> np.ndarray:
+    """[C, n]: the steps whose `_sum` is `values`; Euler angles the short way round."""
+    if group.reference == "previous_command":
+        start = _given(reference.command, "command", group)
+        steps = np.diff(values, axis=0, prepend=start[None])
+    else:
+        steps = values - _base(group, reference, len(values))
+    if group.rotation in rotations.EULER:
+        steps = (steps + np.pi) % (2 * np.pi) - np.pi
+    return steps
+
+
+def _adds(group: ActionGroup) -> bool:
+    """Whether a rotation delta is added to the numbers of the rotation it starts from."""
+    if group.composition != "add" or group.representation != "delta":
+        return False
+    if rotations.SIZES[group.rotation] != 3:
+        raise UserError(
+            f"action group {group.name}: composition='add' of {group.rotation}; only Euler angles "
+            "and rotation vectors add"
+        )
+    return True
+
+
 def _compose(turn: np.ndarray, base: np.ndarray, group: ActionGroup) -> np.ndarray:
     if group.composition not in ("left", "right"):
         raise UserError(
-            f"action group {group.name}: composition={group.composition!r}, expected left or right"
+            f"action group {group.name}: composition={group.composition!r}, expected left, right "
+            "or add"
         )
     return turn @ base if group.composition == "left" else base @ turn
 

@@ -17,7 +17,10 @@ def check(
     space: ActionSpace,
     optional_views: Sequence[str],
 ) -> None:
-    """Raises UserError unless actions, proprio and views are those of the body and the stream."""
+    """Raises UserError unless actions, proprio and views are those of the body and the stream.
+
+    A body states the proprio groups it can have; data may lack some of them (mask False).
+    """
     got = episodes.action.shape[1]
     if space.name not in [s.name for s in body.action_spaces]:
         known = [s.name for s in body.action_spaces]
@@ -34,19 +37,17 @@ def check(
             f"{where}: actions of {space.size} numbers, the stream's action_size is "
             f"{context.action_size}; raise it"
         )
-    for group in body.proprio:
-        if group.name not in episodes.proprio:
-            known = episodes.proprio
+    groups = {group.name: group.size for group in body.proprio}
+    for name, values in episodes.proprio.items():
+        if name not in groups:
             raise plugin.UserError(
-                plugin.unknown(
-                    f"{where}: proprio group of {body.name} that the data lack", group.name, known
-                )
+                plugin.unknown(f"{where}: proprio group, not one of {body.name}", name, groups)
             )
-        size = episodes.proprio[group.name].shape[1]
-        if size != group.size:
+        if values.shape[1] != groups[name]:
             raise plugin.UserError(
-                f"{where}: proprio {group.name!r} has {size} numbers, expected {group.size} as "
-                f"embodiment {body.name!r} says; correct the embodiment or the standardizer"
+                f"{where}: proprio {name!r} has {values.shape[1]} numbers, expected "
+                f"{groups[name]} as embodiment {body.name!r} says; correct the embodiment or the "
+                "standardizer"
             )
     for view in context.image_sizes:
         if view not in episodes.frames and view not in optional_views:
@@ -69,3 +70,18 @@ def named(where: str, name: str, known):
             plugin.unknown(where, name, table) + " Add it to the config's embodiments."
         )
     return table[name]
+
+
+def one_of(where: str, got: str, known: Sequence[str]) -> None:
+    """Raises UserError unless `got` is one of `known`."""
+    if got not in known:
+        raise plugin.UserError(plugin.unknown(where, got, known))
+
+
+def proprio_sizes(context: SourceContext) -> dict[str, int]:
+    """Proprio group -> P, the largest of the stream's embodiments: what its rows are padded to."""
+    sizes: dict[str, int] = {}
+    for embodiment in context.embodiments:
+        for group in embodiment.proprio:
+            sizes[group.name] = max(sizes.get(group.name, 0), group.size)
+    return sizes

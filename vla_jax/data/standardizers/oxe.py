@@ -1,28 +1,404 @@
-"""Rows for data sets of Open X-Embodiment in RLDS: ``dict(type="oxe", row="bridge")``."""
+"""Rows for data sets of Open X-Embodiment, DROID and LIBERO in RLDS: ``dict(type="oxe",
+row="viola")``. A row is called as TFDS calls its data set (but for `bridge`).
+
+Where nothing else is said, a row makes what Octo makes (octo-models/octo @241fb35,
+octo/data/oxe/oxe_standardization_transforms.py and oxe_dataset_configs.py): the action of 7
+numbers, the views, no instruction where Octo blanks it. Otherwise on purpose, for all rows:
+
+- proprio stands in named groups with a stated meaning, not in 7 or 8 numbers by position; a data
+  set without any has none (Octo: one zero), and a gripper's reading counts its opening (1 = open)
+  where the data set documents the opposite;
+- a missing instruction is no instruction (Octo: the empty text);
+- what an action means (absolute, scaled, velocities) is stated by its action space.
+
+Feature shapes and meanings are those of TFDS's catalogue (tensorflow/datasets, docs/catalog),
+control rates of RDT's table (thu-ml/RoboticsDiffusionTransformer, dataset_control_freq.json).
+"""
 
 from __future__ import annotations
 
 from vla_jax import plugin
 from vla_jax.data.standardizers import _table
-from vla_jax.data.standardizers._table import Field, Row
+from vla_jax.data.standardizers._table import Row
+
+SAID = "observation/natural_language_instruction"
+DELTA = ("action/world_vector", "action/rotation_delta")
+CLOSEDNESS = "action/gripper_closedness_action"
+OSC = ("action[:6]", "action[-1] | clip01 | invert")  # gripper: -1 = open, 1 = closed
+DLR_EDAN = "dlr_edan_shared_control_converted_externally_to_rlds"
+IAMLAB = "iamlab_cmu_pickup_insert_converted_externally_to_rlds"
+LIBERO = Row(
+    # openvla/openvla, prismatic/vla/datasets/rlds/oxe/transforms.py: libero_dataset_transform and
+    # configs.py. Both of robosuite's fingers are kept. Pictures are upright already (turned by
+    # OpenVLA's regenerate_libero_dataset.py).
+    embodiment="franka",
+    action_space="franka_osc",
+    views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+    action=OSC,
+    proprio={"ee_fingers": "observation/state"},  # xyz, axis-angle, two fingers
+    language="language_instruction",
+)
+AUSTIN = dict(
+    embodiment="franka",
+    action_space="franka_deoxys",
+    views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+    action=OSC,
+)
+BRIDGE_VIEWS = {"primary": "observation/image_0", "secondary": "observation/image_1"}
+REACHED = dict(
+    embodiment="widowx_reached",
+    action_space="ee_reached_gripper",
+    views=BRIDGE_VIEWS,
+    action=("observation/state[:6] | to_next", "action[-1] | binarize"),
+    proprio={"ee": "observation/state"},
+    language="language_instruction",
+    drop_last=1,
+    episode_id=("file_path", "episode_id"),
+)
 
 ROWS = {
-    # BridgeData V2 as RLDS (rail.eecs.berkeley.edu/datasets/bridge_release). The first action of
-    # every episode is zero and is left out, as OpenVLA does (bridge_orig_dataset_transform in its
-    # transforms.py). The flags has_image_* are wrong and are not read.
+    # BridgeData V2 as RLDS (rail.eecs.berkeley.edu/datasets/bridge_release), commanded actions. The
+    # first action of every episode is zero and is left out, as OpenVLA does
+    # (bridge_orig_dataset_transform in its transforms.py). The flags has_image_* are wrong and are
+    # not read.
     "bridge": Row(
         embodiment="widowx",
         action_space="ee_delta_gripper",
-        views={
-            "primary": "observation/image_0",
-            "secondary": "observation/image_1",
-        },
-        action=(Field("action"),),  # xyz delta, rpy delta, gripper (1 = open)
-        proprio={"ee": (Field("observation/state"),)},  # xyz, rpy, gripper
+        views=BRIDGE_VIEWS,
+        action="action",  # xyz delta, rpy delta, gripper (1 = open)
+        proprio={"ee": "observation/state"},  # xyz, rpy, gripper
         language="language_instruction",
         drop_first=1,
         episode_id=("file_path", "episode_id"),  # the number alone repeats
     ),
+    # The same data as Octo trains on them: what was reached instead of what was commanded, so that
+    # the first step may stay; bridge_orig, OpenVLA's, drops it. Neither minds an Euler angle that
+    # wraps round (to_next_angle would): kept, so that Octo's statistics fit.
+    "bridge_dataset": Row(**REACHED),
+    "bridge_orig": Row(**REACHED, drop_first=1),
+    "fractal20220817_data": Row(
+        embodiment="google_robot",
+        action_space="google_robot_ee",
+        views={"primary": "observation/image"},
+        action=(*DELTA, f"{CLOSEDNESS} | rel2abs"),
+        proprio={
+            "ee_quat": (
+                "observation/base_pose_tool_reached",
+                "observation/gripper_closed | invert",
+            )
+        },
+        language=SAID,
+    ),
+    # Pose and gripper are stored zlib-compressed (features.json says so; the reader unpacks them,
+    # where Octo's transform must). "pick anything" says nothing: no instruction.
+    "kuka": Row(
+        embodiment="kuka_iiwa",
+        action_space="kuka_iiwa_ee",
+        views={"primary": "observation/image"},
+        action=(*DELTA, f"{CLOSEDNESS} | rel2abs"),
+        proprio={
+            "ee_quat": (
+                "observation/clip_function_input/base_pose_tool_reached",
+                "observation/gripper_closed | invert",
+            )
+        },
+        language=None,
+    ),
+    # TFDS's page has -1 = open; the authors' README (ErickRosete/tacorl, dataset/README.md) and
+    # Octo have 1 = open.
+    "taco_play": Row(
+        embodiment="franka",
+        action_space="franka_taco",
+        views={"primary": "observation/rgb_static", "wrist": "observation/rgb_gripper"},
+        action=("action/rel_actions_world[:6]", "action/rel_actions_world[-1] | clip01"),
+        # Octo reads dim 7, a joint angle, as the gripper; the width is dim 6.
+        proprio={"ee": "observation/robot_obs[:7]", "joints": "observation/robot_obs[7:14]"},
+        language=SAID,
+    ),
+    "jaco_play": Row(
+        embodiment="jaco",
+        action_space="jaco_ee",
+        views={"primary": "observation/image", "wrist": "observation/image_wrist"},
+        action=("action/world_vector", "zeros(3)", f"{CLOSEDNESS} | rel2abs"),
+        proprio={"ee_pose": "observation/end_effector_cartesian_pos"},
+        language=SAID,
+    ),
+    # Velocities, and no gripper: its number is 0 throughout.
+    "berkeley_cable_routing": Row(
+        embodiment="franka",
+        action_space="franka_twist",
+        views={
+            "primary": "observation/image",
+            "secondary": "observation/top_image",
+            "wrist": "observation/wrist45_image",
+        },
+        action=(*DELTA, "zeros(1)"),
+        proprio={"joints": "observation/robot_state"},
+        language=None,
+    ),
+    "roboturk": Row(
+        embodiment="sawyer",
+        action_space="sawyer_ee",
+        views={"primary": "observation/front_rgb"},
+        action=(*DELTA, f"{CLOSEDNESS} | clip01 | invert"),
+        language=None,
+    ),
+    "nyu_door_opening_surprising_effectiveness": Row(
+        embodiment="stretch",
+        action_space="stretch_twist",
+        views={"wrist": "observation/image"},
+        action=(*DELTA, f"{CLOSEDNESS} | rel2abs"),
+        language=None,
+    ),
+    "viola": Row(
+        embodiment="franka",
+        action_space="franka_deoxys",
+        views={"primary": "observation/agentview_rgb", "wrist": "observation/eye_in_hand_rgb"},
+        action=(*DELTA, f"{CLOSEDNESS} | clip01 | invert"),
+        proprio={
+            "joints": "observation/joint_states",
+            "gripper": "observation/gripper_states",  # width, m
+        },
+        language=None,
+    ),
+    # robot_state: 6 joints, xyz, quaternion xyzw, gripper (1 = closed), whether it was blocked.
+    "berkeley_autolab_ur5": Row(
+        embodiment="ur5",
+        action_space="ur5_ee",
+        views={"primary": "observation/image", "wrist": "observation/hand_image"},
+        action=(*DELTA, f"{CLOSEDNESS} | rel2abs"),
+        proprio={
+            "ee_quat": ("observation/robot_state[6:13]", "observation/robot_state[13] | invert")
+        },
+        language=SAID,
+    ),
+    # Called delta, but absolute poses: the mean position of OpenVLA's norm_stats is (0.39, 0.01,
+    # 0.36) m.
+    "toto": Row(
+        embodiment="franka",
+        action_space="franka_pose_30hz",
+        views={"primary": "observation/image"},
+        action=(*DELTA, "action/open_gripper"),
+        proprio={"joints": "observation/state"},
+        language=None,
+    ),
+    "language_table": Row(
+        embodiment="xarm",
+        action_space="xarm_table",
+        views={"primary": "observation/rgb"},
+        action=("action", "zeros(4)", "ones(1)"),  # x, y; a pusher counts as an open gripper
+        proprio={"effector": "observation/effector_translation"},
+        language="observation/instruction | utf32",
+    ),
+    # state: xyz, quaternion, rpy, 7 joints, 7 joint velocities, 3 of the gripper.
+    "stanford_hydra_dataset_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_ee_10hz",
+        views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+        action=("action[:6]", "action[-1] | invert"),
+        proprio={
+            "ee": ("observation/state[:3]", "observation/state[7:10]", "observation/state[-3]")
+        },
+        language=None,
+    ),
+    "austin_buds_dataset_converted_externally_to_rlds": Row(
+        **AUSTIN,
+        proprio={"joints": "observation/state[:7]", "gripper": "observation/state[7]"},
+        language=None,
+    ),
+    # Terminates with a dim of its own, the last, which is left out.
+    "nyu_franka_play_dataset_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_ee_3hz",
+        views={
+            "primary": "observation/image",
+            "secondary": "observation/image_additional_view",
+        },
+        action=("action[-8:-2]", "action[-2] | clip01"),
+        proprio={"ee_euler": "observation/state[-6:]", "joints": "observation/state[:7]"},
+        language=None,
+    ),
+    "furniture_bench_dataset_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_ee_10hz",
+        views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+        action=(
+            "action[:3]",
+            "action[3:7] | rotation(quat_xyzw, euler_xyz)",
+            "action[-1] | clip01 | invert",
+        ),
+        proprio={"ee_quat": ("observation/state[:7]", "observation/state[-1]")},
+        language="language_instruction",
+    ),
+    # Absolute, in mm and degrees: the mean position of OpenVLA's norm_stats is (410, 117, 192).
+    "ucsd_kitchen_dataset_converted_externally_to_rlds": Row(
+        embodiment="xarm",
+        action_space="xarm_pose",
+        views={"primary": "observation/image"},
+        action="action[:-1]",  # the last terminates
+        proprio={"joints": "observation/state[:7]"},
+        language="language_instruction",
+    ),
+    "austin_sailor_dataset_converted_externally_to_rlds": Row(
+        **AUSTIN,
+        proprio={"ee_quat": "observation/state"},
+        language=None,
+    ),
+    # Octo's table has pose and quaternion for its state; TFDS documents 7 joints and the gripper.
+    "austin_sirius_dataset_converted_externally_to_rlds": Row(
+        **AUSTIN,
+        proprio={"joints": "observation/state[:7]", "gripper": "observation/state[7]"},
+        language=None,
+    ),
+    # The first of the ten actions that a step stores. OpenVLA: use version 0.1.0, later ones are
+    # broken (mixtures.py).
+    "bc_z": Row(
+        embodiment="google_robot",
+        action_space="google_robot_bc_z",
+        views={"primary": "observation/image"},
+        action=(
+            "action/future/xyz_residual[:3]",
+            "action/future/axis_angle_residual[:3]",
+            "action/future/target_close[0] | invert",
+        ),
+        proprio={
+            "ee_rotvec": (
+                "observation/present/xyz",
+                "observation/present/axis_angle",
+                "observation/present/sensed_close | invert",
+            )
+        },
+        language=SAID,
+    ),
+    DLR_EDAN: Row(
+        embodiment="edan",
+        action_space="edan_ee",
+        views={"primary": "observation/image"},
+        action=("action[:6]", "action[-1] | invert"),
+        proprio={"ee_zxy": "observation/state"},
+        language="language_instruction",
+    ),
+    # Absolute poses (TFDS: "3x end-effector position, 4x end-effector quaternion").
+    IAMLAB: Row(
+        embodiment="franka",
+        action_space="franka_pose_20hz",
+        views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+        action=("action[:3]", "action[3:7] | rotation(quat_xyzw, euler_xyz)", "action[7]"),
+        proprio={"joints": "observation/state[:7]", "gripper": "observation/state[7]"},
+        language="language_instruction",
+    ),
+    "utaustin_mutex": Row(
+        **AUSTIN,
+        proprio={"joints": "observation/state[:7]", "gripper": "observation/state[7]"},
+        language=None,
+    ),
+    # No gripper among the actions: its reading stands in. TFDS calls that reading "open status",
+    # Octo inverts it to have 1 = open: Octo's is kept, for action and reading.
+    "berkeley_fanuc_manipulation": Row(
+        embodiment="fanuc",
+        action_space="fanuc_ee",
+        views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+        action=("action", "observation/state[6] | invert"),
+        proprio={
+            "joints": "observation/state[:6]",
+            "gripper": "observation/state[6] | invert",
+        },
+        language="language_instruction",
+    ),
+    "cmu_stretch": Row(
+        embodiment="stretch",
+        action_space="stretch_ee",
+        views={"primary": "observation/image"},
+        action="action[:-1]",  # the last terminates
+        proprio={"ee": ("observation/state[:3]", "zeros(3)", "observation/state[-1]")},
+        language="language_instruction",
+    ),
+    # openvla/openvla, prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py:
+    # droid_baseact_transform. It swaps the two outer cameras at random; here each keeps its name.
+    # All three instructions, where there are so many (OpenVLA: the first).
+    "droid": Row(
+        embodiment="franka",
+        action_space="franka_droid",
+        views={
+            "primary": "observation/exterior_image_1_left",
+            "secondary": "observation/exterior_image_2_left",
+            "wrist": "observation/wrist_image_left",
+        },
+        action=(
+            "action_dict/cartesian_velocity",
+            "action_dict/gripper_position | invert",
+        ),
+        proprio={
+            "ee": (
+                "observation/cartesian_position",
+                "observation/gripper_position | invert",  # recorded: 1 = closed
+            ),
+            "joints": "observation/joint_position",
+        },
+        language=(
+            "language_instruction",
+            "language_instruction_2",
+            "language_instruction_3",
+        ),
+        episode_id=("file_path",),
+    ),
+    "libero_spatial_no_noops": LIBERO,
+    "libero_object_no_noops": LIBERO,
+    "libero_goal_no_noops": LIBERO,
+    "libero_10_no_noops": LIBERO,
+}
+# Named mixtures: data set -> weight, for dict(named="oxe_magic_soup", root=…) in a config. As in
+# Octo (oxe_dataset_mixes.py @241fb35), where weights multiply sizes (balance_weights). What stands
+# twice in a list of Octo's counts once, as there.
+MIXTURES = {
+    "oxe_magic_soup": {
+        "fractal20220817_data": 0.54087122203,
+        "kuka": 0.8341046294,
+        "bridge_dataset": 1.0,
+        "taco_play": 2.0,
+        "jaco_play": 1.0,
+        "berkeley_cable_routing": 1.0,
+        "roboturk": 2.0,
+        "nyu_door_opening_surprising_effectiveness": 1.0,
+        "viola": 2.0,
+        "berkeley_autolab_ur5": 2.0,
+        "toto": 1.0,
+        "language_table": 0.1,
+        "stanford_hydra_dataset_converted_externally_to_rlds": 2.0,
+        "austin_buds_dataset_converted_externally_to_rlds": 1.0,
+        "nyu_franka_play_dataset_converted_externally_to_rlds": 3.0,
+        "furniture_bench_dataset_converted_externally_to_rlds": 0.1,
+        "ucsd_kitchen_dataset_converted_externally_to_rlds": 2.0,
+        "austin_sailor_dataset_converted_externally_to_rlds": 1.0,
+        "austin_sirius_dataset_converted_externally_to_rlds": 1.0,
+        "bc_z": 0.2,
+        DLR_EDAN: 1.0,
+        IAMLAB: 1.0,
+        "utaustin_mutex": 1.0,
+        "berkeley_fanuc_manipulation": 2.0,
+        "cmu_stretch": 1.0,
+    },
+    "rtx": {
+        "fractal20220817_data": 0.54087122203,
+        "kuka": 0.8341046294,
+        "bridge_dataset": 1.0,
+        "taco_play": 2.0,
+        "jaco_play": 2.0,
+        "berkeley_cable_routing": 3.0,
+        "roboturk": 1.0,
+        "nyu_door_opening_surprising_effectiveness": 5.0,
+        "viola": 2.0,
+        "berkeley_autolab_ur5": 1.0,
+        "toto": 1.0,
+    },
+    # OpenVLA's (prismatic/vla/datasets/rlds/oxe/mixtures.py).
+    "bridge_rt_1": {"bridge_orig": 1.0, "fractal20220817_data": 1.0},
+    "libero_mix": {
+        "libero_spatial_no_noops": 1.0,
+        "libero_object_no_noops": 1.0,
+        "libero_goal_no_noops": 1.0,
+        "libero_10_no_noops": 1.0,
+    },
 }
 DEBUG: dict = {}
 

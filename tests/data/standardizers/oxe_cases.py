@@ -1,0 +1,452 @@
+"""Per data set: the features that its rows read, as TFDS's catalogue has them (and some they do not
+read), and what Octo's or OpenVLA's transform makes of them, written out by hand in plain loops and
+slices. What a row does otherwise on purpose is marked `!`.
+
+A case is (features, expected): features name -> shape of one step, "text", "image" or "flag";
+expected(columns) -> dict(action, proprio, language; steps where not all are kept).
+"""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+V3, V7, ONE = (3,), (7,), (1,)
+SAID = "observation/natural_language_instruction"
+TEXT = "language_instruction"
+
+
+def cat(*parts):
+    return np.concatenate([np.reshape(p, (len(parts[0]), -1)) for p in parts], 1)
+
+
+def opened(commands):
+    """1 = open after each command (+1 closes, -1 opens), the first taken to change something."""
+    commands = np.reshape(commands, -1)
+    first = next((c for c in commands if abs(c) > 0.1), 1.0)
+    now, states = float(first > 0.1), []
+    for command in commands:
+        if command > 0.1:
+            now = 0.0
+        elif command < -0.1:
+            now = 1.0
+        states.append(now)
+    return np.array(states)
+
+
+def settled(openings):
+    """0 or 1; what is between takes the state that it comes to."""
+    made = []
+    for t in range(len(openings)):
+        later = [v for v in openings[t:] if v > 0.95 or v < 0.05]
+        made.append(float(later[0] > 0.95) if later else openings[-1])
+    return np.array(made)
+
+
+def euler(quaternions):
+    return Rotation.from_quat(quaternions).as_euler("xyz")
+
+
+def zeros(columns, count):
+    return np.zeros((len(next(iter(columns.values()))), count))
+
+
+def arm(c, gripper):
+    """Octo's packed action: world_vector, rotation_delta and a gripper."""
+    return cat(c["action/world_vector"], c["action/rotation_delta"], gripper)
+
+
+def closing(c):
+    return np.clip(c["action/gripper_closedness_action"], 0, 1)
+
+
+def osc(c):
+    return cat(c["action"][:, :6], 1 - np.clip(c["action"][:, -1:], 0, 1))
+
+
+def osc_joints(language=None):
+    return lambda c: dict(
+        action=osc(c),
+        proprio=dict(joints=c["observation/state"][:, :7], gripper=c["observation/state"][:, 7:8]),
+        language=language,
+    )
+
+
+def bridge(first):
+    def expected(c):
+        state = c["observation/state"]
+        gripper = settled(c["action"][:, 6])
+        return dict(
+            action=cat(state[1:, :6] - state[:-1, :6], gripper[:-1])[first:],
+            proprio=dict(ee=state[first:-1]),
+            language=TEXT,
+            steps=range(first, len(state) - 1),
+        )
+
+    return expected
+
+
+PACKED = {
+    "action/world_vector": V3,
+    "action/rotation_delta": V3,
+    "action/terminate_episode": V3,
+    SAID: "text",
+}
+RT1 = {**PACKED, "action/gripper_closedness_action": ONE, "observation/image": "image"}
+PLAIN = {"action": V7, TEXT: "text", "observation/image": "image"}
+WRIST = {**PLAIN, "observation/wrist_image": "image"}
+BRIDGE = {
+    "action": V7,
+    "observation/state": V7,
+    "observation/image_0": "image",
+    "observation/image_1": "image",
+    TEXT: "text",
+    "episode_metadata/file_path": "text",
+    "episode_metadata/episode_id": "text",
+}
+LIBERO = (
+    {**WRIST, "observation/state": (8,), "observation/joint_state": V7},
+    lambda c: dict(action=osc(c), proprio=dict(ee_fingers=c["observation/state"]), language=TEXT),
+)
+
+CASES = {
+    "bridge": (
+        BRIDGE,
+        lambda c: dict(
+            action=c["action"][1:],
+            proprio=dict(ee=c["observation/state"][1:]),
+            language=TEXT,
+            steps=range(1, len(c["action"])),
+        ),
+    ),
+    "bridge_dataset": (BRIDGE, bridge(0)),
+    "bridge_orig": (BRIDGE, bridge(1)),
+    "fractal20220817_data": (
+        {
+            **RT1,
+            "observation/base_pose_tool_reached": V7,
+            "observation/gripper_closed": ONE,
+        },
+        lambda c: dict(
+            action=arm(c, opened(c["action/gripper_closedness_action"])),
+            proprio=dict(
+                ee_quat=cat(
+                    c["observation/base_pose_tool_reached"],
+                    1 - c["observation/gripper_closed"],  # ! Octo: 1 = closed
+                )
+            ),
+            language=SAID,
+        ),
+    ),
+    "kuka": (
+        {
+            **RT1,
+            "observation/clip_function_input/base_pose_tool_reached": V7,
+            "observation/gripper_closed": ONE,
+        },
+        lambda c: dict(
+            action=arm(c, opened(c["action/gripper_closedness_action"])),
+            proprio=dict(
+                ee_quat=cat(
+                    c["observation/clip_function_input/base_pose_tool_reached"],
+                    1 - c["observation/gripper_closed"],  # !
+                )
+            ),
+            language=None,
+        ),
+    ),
+    "taco_play": (
+        {
+            "action/rel_actions_world": V7,
+            "action/actions": V7,
+            "observation/robot_obs": (15,),
+            "observation/rgb_static": "image",
+            "observation/rgb_gripper": "image",
+            SAID: "text",
+        },
+        lambda c: dict(
+            action=cat(
+                c["action/rel_actions_world"][:, :6],
+                np.clip(c["action/rel_actions_world"][:, 6], 0, 1),
+            ),
+            proprio=dict(
+                ee=c["observation/robot_obs"][:, :7],  # ! Octo takes dim 7 for the gripper
+                joints=c["observation/robot_obs"][:, 7:14],
+            ),
+            language=SAID,
+        ),
+    ),
+    "jaco_play": (
+        {
+            "action/world_vector": V3,
+            "action/gripper_closedness_action": ONE,
+            "observation/end_effector_cartesian_pos": V7,
+            "observation/joint_pos": (8,),
+            "observation/image": "image",
+            "observation/image_wrist": "image",
+            SAID: "text",
+        },
+        lambda c: dict(
+            action=cat(
+                c["action/world_vector"],
+                np.zeros_like(c["action/world_vector"]),
+                opened(c["action/gripper_closedness_action"]),
+            ),
+            proprio=dict(ee_pose=c["observation/end_effector_cartesian_pos"]),
+            language=SAID,
+        ),
+    ),
+    "berkeley_cable_routing": (
+        {
+            **PACKED,
+            "observation/robot_state": V7,
+            "observation/image": "image",
+            "observation/top_image": "image",
+            "observation/wrist45_image": "image",
+            "observation/wrist225_image": "image",
+        },
+        lambda c: dict(
+            action=arm(c, zeros(c, 1)),
+            proprio=dict(joints=c["observation/robot_state"]),
+            language=None,
+        ),
+    ),
+    "roboturk": (
+        {
+            **PACKED,
+            "action/gripper_closedness_action": ONE,
+            "observation/front_rgb": "image",
+        },
+        lambda c: dict(action=arm(c, 1 - closing(c)), proprio={}, language=None),
+    ),
+    "nyu_door_opening_surprising_effectiveness": (
+        RT1,
+        lambda c: dict(
+            action=arm(c, opened(c["action/gripper_closedness_action"])),
+            proprio={},
+            language=None,
+        ),
+    ),
+    "viola": (
+        {
+            **PACKED,
+            "action/gripper_closedness_action": (),
+            "observation/agentview_rgb": "image",
+            "observation/eye_in_hand_rgb": "image",
+            "observation/joint_states": V7,
+            "observation/gripper_states": ONE,
+            "observation/ee_states": (16,),
+        },
+        lambda c: dict(
+            action=arm(c, 1 - closing(c)),
+            proprio=dict(
+                joints=c["observation/joint_states"], gripper=c["observation/gripper_states"]
+            ),
+            language=None,
+        ),
+    ),
+    "berkeley_autolab_ur5": (
+        {
+            **PACKED,
+            "action/gripper_closedness_action": (),
+            "observation/image": "image",
+            "observation/hand_image": "image",
+            "observation/robot_state": (15,),
+        },
+        lambda c: dict(
+            action=arm(c, opened(c["action/gripper_closedness_action"])),
+            proprio=dict(
+                ee_quat=cat(
+                    c["observation/robot_state"][:, 6:13],
+                    1 - c["observation/robot_state"][:, 13],  # ! Octo: 1 = closed
+                )
+            ),
+            language=SAID,
+        ),
+    ),
+    "toto": (
+        {
+            **PACKED,
+            "action/open_gripper": "flag",
+            "observation/image": "image",
+            "observation/state": V7,
+        },
+        lambda c: dict(
+            action=arm(c, np.where(c["action/open_gripper"], 1.0, 0.0)),
+            proprio=dict(joints=c["observation/state"]),
+            language=None,
+        ),
+    ),
+    "language_table": (
+        {
+            "action": (2,),
+            "observation/effector_translation": (2,),
+            "observation/effector_target_translation": (2,),
+            "observation/instruction": "code points",
+            "observation/rgb": "image",
+        },
+        lambda c: dict(
+            action=cat(c["action"], zeros(c, 2), zeros(c, 2), 1 + zeros(c, 1)),
+            proprio=dict(effector=c["observation/effector_translation"]),
+            language="observation/instruction",
+        ),
+    ),
+    "stanford_hydra_dataset_converted_externally_to_rlds": (
+        {**WRIST, "observation/state": (27,)},
+        lambda c: dict(
+            action=cat(c["action"][:, :6], 1 - c["action"][:, 6]),
+            proprio=dict(
+                ee=cat(
+                    c["observation/state"][:, :3],
+                    c["observation/state"][:, 7:10],
+                    c["observation/state"][:, 24],
+                )
+            ),
+            language=None,
+        ),
+    ),
+    "austin_buds_dataset_converted_externally_to_rlds": (
+        {**WRIST, "observation/state": (24,)},
+        osc_joints(),
+    ),
+    "nyu_franka_play_dataset_converted_externally_to_rlds": (
+        {
+            **PLAIN,
+            "action": (15,),
+            "observation/state": (13,),
+            "observation/image_additional_view": "image",
+        },
+        lambda c: dict(
+            action=cat(c["action"][:, 7:13], np.clip(c["action"][:, 13], 0, 1)),
+            proprio=dict(
+                ee_euler=c["observation/state"][:, 7:], joints=c["observation/state"][:, :7]
+            ),
+            language=None,
+        ),
+    ),
+    "furniture_bench_dataset_converted_externally_to_rlds": (
+        {**WRIST, "action": (8,), "observation/state": (35,)},
+        lambda c: dict(
+            action=cat(
+                c["action"][:, :3],
+                euler(c["action"][:, 3:7]),
+                1 - np.clip(c["action"][:, 7], 0, 1),
+            ),
+            proprio=dict(ee_quat=cat(c["observation/state"][:, :7], c["observation/state"][:, 34])),
+            language=TEXT,
+        ),
+    ),
+    "ucsd_kitchen_dataset_converted_externally_to_rlds": (
+        {**PLAIN, "action": (8,), "observation/state": (21,)},
+        lambda c: dict(
+            action=c["action"][:, :7],
+            proprio=dict(joints=c["observation/state"][:, :7]),
+            language=TEXT,
+        ),
+    ),
+    "austin_sailor_dataset_converted_externally_to_rlds": (
+        {**WRIST, "observation/state": (8,)},
+        lambda c: dict(action=osc(c), proprio=dict(ee_quat=c["observation/state"]), language=None),
+    ),
+    "austin_sirius_dataset_converted_externally_to_rlds": (
+        {**WRIST, "observation/state": (8,)},
+        osc_joints(),  # the same numbers as Octo's; ! joints and gripper by name
+    ),
+    "bc_z": (
+        {
+            "action/future/xyz_residual": (30,),
+            "action/future/axis_angle_residual": (30,),
+            "action/future/target_close": "ten flags",
+            "observation/image": "image",
+            "observation/present/xyz": V3,
+            "observation/present/axis_angle": V3,
+            "observation/present/sensed_close": ONE,
+            SAID: "text",
+        },
+        lambda c: dict(
+            action=cat(
+                c["action/future/xyz_residual"][:, :3],
+                c["action/future/axis_angle_residual"][:, :3],
+                1 - c["action/future/target_close"][:, 0].astype(float),
+            ),
+            proprio=dict(
+                ee_rotvec=cat(
+                    c["observation/present/xyz"],
+                    c["observation/present/axis_angle"],
+                    1 - c["observation/present/sensed_close"],  # ! Octo: 1 = closed
+                )
+            ),
+            language=SAID,
+        ),
+    ),
+    "dlr_edan_shared_control_converted_externally_to_rlds": (
+        {**PLAIN, "observation/state": V7},
+        lambda c: dict(
+            action=cat(c["action"][:, :6], 1 - c["action"][:, 6]),
+            proprio=dict(ee_zxy=c["observation/state"]),
+            language=TEXT,
+        ),
+    ),
+    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": (
+        {**WRIST, "action": (8,), "observation/state": (20,)},
+        lambda c: dict(
+            action=cat(c["action"][:, :3], euler(c["action"][:, 3:7]), c["action"][:, 7]),
+            proprio=dict(
+                joints=c["observation/state"][:, :7], gripper=c["observation/state"][:, 7:8]
+            ),
+            language=TEXT,
+        ),
+    ),
+    "utaustin_mutex": ({**WRIST, "observation/state": (24,)}, osc_joints()),
+    "berkeley_fanuc_manipulation": (
+        {**WRIST, "action": (6,), "observation/state": (13,)},
+        lambda c: dict(
+            action=cat(c["action"], 1 - c["observation/state"][:, 6]),
+            proprio=dict(
+                joints=c["observation/state"][:, :6],
+                gripper=1 - c["observation/state"][:, 6:7],  # ! Octo: as recorded
+            ),
+            language=TEXT,
+        ),
+    ),
+    "cmu_stretch": (
+        {**PLAIN, "action": (8,), "observation/state": (4,)},
+        lambda c: dict(
+            action=c["action"][:, :7],
+            proprio=dict(
+                ee=cat(c["observation/state"][:, :3], zeros(c, 3), c["observation/state"][:, 3])
+            ),
+            language=TEXT,
+        ),
+    ),
+    "droid": (
+        {
+            "action": V7,
+            "action_dict/cartesian_velocity": (6,),
+            "action_dict/gripper_position": ONE,
+            "observation/cartesian_position": (6,),
+            "observation/gripper_position": ONE,
+            "observation/joint_position": V7,
+            "observation/exterior_image_1_left": "image",
+            "observation/exterior_image_2_left": "image",
+            "observation/wrist_image_left": "image",
+            TEXT: "text",
+            "language_instruction_2": "text",
+            "language_instruction_3": "text",
+            "episode_metadata/file_path": "text",
+        },
+        lambda c: dict(
+            action=cat(c["action_dict/cartesian_velocity"], 1 - c["action_dict/gripper_position"]),
+            proprio=dict(
+                ee=cat(
+                    c["observation/cartesian_position"],
+                    1 - c["observation/gripper_position"],  # ! OpenVLA: 1 = closed
+                ),
+                joints=c["observation/joint_position"],
+            ),
+            language=TEXT,
+        ),
+    ),
+    "libero_spatial_no_noops": LIBERO,
+    "libero_object_no_noops": LIBERO,
+    "libero_goal_no_noops": LIBERO,
+    "libero_10_no_noops": LIBERO,
+}

@@ -103,11 +103,12 @@ class RunReader:
         run = int(self.run_of[episode])
         if run < 0:
             return self.read(view, episode, rows)
-        data, begin = self._run(run), int(self.ranges[run, 1])
+        data, begin = self.run(run), int(self.ranges[run, 1])
         places = self.read.places(view, episode, rows)
         return [data[at - begin : at - begin + size] if size else b"" for at, size in places]
 
-    def _run(self, run: int) -> bytes:
+    def run(self, run: int) -> bytes:
+        """The bytes of a run, fetched once while it is kept."""
         with self._lock:
             kept = self._kept.setdefault(run, _Run())
             self._kept.move_to_end(run)

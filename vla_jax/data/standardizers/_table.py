@@ -172,7 +172,12 @@ class TableStandardizer:
         named = {part.column for vector in self._vectors.values() for part in vector} - {None}
         made = {name: columns[_full(name)] for name in named - set(self._derived)}
         for name, (function, reads) in self._derived.items():
-            made[name] = values = np.asarray(function(*(columns[_full(c)] for c in reads)))
+            try:
+                values = np.asarray(function(*(columns[_full(c)] for c in reads)))
+            except Exception as error:
+                error.add_note(f"{where}: derived {name!r}")
+                raise
+            made[name] = values
             if values.ndim < 1 or len(values) != length or values.dtype.kind not in "fiub":
                 raise plugin.UserError(
                     f"{where}: derived {name!r}: the function returned {values.dtype} "

@@ -9,6 +9,8 @@ expected(columns) -> dict(action, proprio, language; steps where not all are kep
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vla_jax.data.standardizers import oxe
+
 V3, V7, ONE = (3,), (7,), (1,)
 SAID = "observation/natural_language_instruction"
 TEXT = "language_instruction"
@@ -878,3 +880,10 @@ CASES = {
         )
     },
 }
+# What Octo blanks, with its instructions, as OpenVLA.
+for _name, _said in oxe.BLANKED.items():
+    _features, _made = CASES[_name]
+    CASES[f"{_name}_with_language"] = (
+        _features,
+        lambda c, made=_made, said=_said: {**made(c), "language": said},
+    )

@@ -118,7 +118,8 @@ def test_droid_keeps_the_wordings_there_are():
 )
 def test_named_mixtures_are_the_published_ones(name, members, total):
     table = oxe.MIXTURES[name]
-    assert len(table) == members and sum(table.values()) == pytest.approx(total)
+    weights = [w["weight"] if isinstance(w, dict) else w for w in table.values()]
+    assert len(table) == members and sum(weights) == pytest.approx(total)
 
 
 def test_magic_soups():
@@ -130,8 +131,22 @@ def test_magic_soups():
 
 @pytest.mark.parametrize("name", oxe.MIXTURES)
 def test_members_of_a_named_mixture_have_rows(name):
-    assert set(oxe.MIXTURES[name]) <= set(oxe.ROWS)
-    assert all(weight > 0 for weight in oxe.MIXTURES[name].values())
+    for folder, entry in oxe.MIXTURES[name].items():
+        entry = entry if isinstance(entry, dict) else dict(weight=entry, row=folder)
+        assert entry["weight"] > 0
+        row = oxe.ROWS[entry["row"]]
+        theirs = "openvla" in name or "plus" in name
+        assert row.language is not None if theirs else entry["row"] == folder
+
+
+def test_a_row_takes_changes():
+    spec = dict(type="oxe", row="viola", language="observation/said", drop_first=2)
+    made = plugin.build("data.standardizers", spec, SourceContext(name="x", stream=""))
+    assert (made.row.language, made.row.drop_first) == ("observation/said", 2)
+    assert oxe.ROWS["viola"].language is None
+    spec["langage"] = spec.pop("language")
+    with pytest.raises(plugin.UserError, match="unknown 'langage', did you mean 'language'"):
+        plugin.build("data.standardizers", spec, SourceContext(name="x", stream=""))
 
 
 def test_gripper_operations_are_octos(fixtures_dir):

@@ -324,6 +324,15 @@ def test_row_of_a_file_is_a_row_or_its_fields():
         _table.row("x", "kitchen")
 
 
+def test_changes_beside_a_row_of_a_file(tmp_path):
+    file = tmp_path / "my_rows.py"
+    file.write_text(FILE)
+    made = rows.make(CONTEXT, row="kitchen", file=str(file), stride=1, language="said | utf32")
+    assert (made.row.stride, made.row.language) == (1, "said | utf32")
+    with pytest.raises(UserError, match="stride=0, expected at least 1"):
+        rows.make(CONTEXT, row="kitchen", file=str(file), stride=0)
+
+
 def test_inline_row_survives_a_config():
     """What a checkpoint stores of it is the row."""
     stream = dict(

@@ -17,6 +17,8 @@ control rates of RDT's table (thu-ml/RoboticsDiffusionTransformer, dataset_contr
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from vla_jax import plugin
@@ -715,9 +717,42 @@ ROWS = {
         TDROID,
     ),
 }
+# OpenVLA trains on the instructions that Octo blanks; rows "viola_with_language" and so on do.
+BLANKED = {
+    **dict.fromkeys(
+        (
+            "kuka",
+            "berkeley_cable_routing",
+            "roboturk",
+            "nyu_door_opening_surprising_effectiveness",
+            "viola",
+            "toto",
+        ),
+        SAID,
+    ),
+    **dict.fromkeys(
+        (
+            "stanford_hydra_dataset_converted_externally_to_rlds",
+            "austin_buds_dataset_converted_externally_to_rlds",
+            "nyu_franka_play_dataset_converted_externally_to_rlds",
+            "austin_sailor_dataset_converted_externally_to_rlds",
+            "austin_sirius_dataset_converted_externally_to_rlds",
+            "utaustin_mutex",
+        ),
+        "language_instruction",
+    ),
+}
+ROWS.update(
+    {
+        f"{name}_with_language": dataclasses.replace(ROWS[name], language=column)
+        for name, column in BLANKED.items()
+    }
+)
+
 # Named mixtures: data set -> weight, for dict(named="oxe_magic_soup", root=…) in a config. Octo's
 # as in oxe_dataset_mixes.py @241fb35, where weights multiply sizes (balance_weights); what stands
-# twice in a list of theirs counts once, with the first weight, as there.
+# twice in a list of theirs counts once, with the first weight, as there. A data set's row is the
+# one of its name, or named beside the weight.
 RTX = {
     "fractal20220817_data": 0.54087122203,
     "kuka": 0.8341046294,
@@ -791,10 +826,14 @@ FLEX_ACT_SOUP = {
 
 
 def _openvla(table: dict, *without: str, **changed: float) -> dict:
-    """Octo's table as OpenVLA has it: its own Bridge, and no data set with a wrist camera alone."""
+    """Octo's table as OpenVLA has it: its own Bridge, every instruction, no wrist camera alone."""
     renamed = {"bridge_orig" if n == "bridge_dataset" else n: w for n, w in table.items()}
     gone = ("nyu_door_opening_surprising_effectiveness", *without)
-    return {**{n: w for n, w in renamed.items() if n not in gone}, **changed}
+    weights = {**{n: w for n, w in renamed.items() if n not in gone}, **changed}
+    return {
+        name: dict(weight=weight, row=f"{name}_with_language") if name in BLANKED else weight
+        for name, weight in weights.items()
+    }
 
 
 PLUS = dict(bc_z=0.2, fmb_dataset=1.0, dobbe=0.2)  # OpenVLA: bc_z from version 0.1.0
@@ -826,10 +865,13 @@ MIXTURES = {
 DEBUG: dict = {}
 
 
-def make(context, *, row: str) -> _table.TableStandardizer:
-    """The standardizer of one row; UserError for an unknown row, naming the nearest."""
+def make(context, *, row: str, **changes: Row) -> _table.TableStandardizer:
+    """The standardizer of one row; `changes` are fields of it to be otherwise, e.g. language=….
+
+    Raises UserError for an unknown row, naming the nearest, and for changes that are not sound.
+    """
     if row not in ROWS:
         raise plugin.UserError(
             plugin.unknown(f"data.standardizers.oxe ({context.name})", row, ROWS)
         )
-    return _table.TableStandardizer(row, ROWS[row])
+    return _table.TableStandardizer(row, dataclasses.replace(ROWS[row], **changes))

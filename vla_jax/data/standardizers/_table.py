@@ -236,7 +236,8 @@ def _source(function: Callable) -> str:
     file = pathlib.Path(code.co_filename if code else "")
     content = file.read_bytes() if file.is_file() else b""
     mark = hashlib.blake2b(content, digest_size=8).hexdigest()
-    return f"{function.__module__}.{getattr(function, '__qualname__', '')} of {mark}"
+    named = [getattr(function, name, "") for name in ("__module__", "__qualname__")]
+    return f"{'.'.join(named)} of {mark}"
 
 
 def _text(where: str, spec: str) -> tuple[str, str]:

@@ -203,6 +203,7 @@ class TrainConfig:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     compiler: dict[str, bool | int | str] = dataclasses.field(default_factory=dict)  # XLA's options
     workers: int = 0  # data processes per stream; 0 = in this one
+    accept_changed_data: bool = False  # a resumed run goes on at its n with another mixture
     writers: tuple[str, ...] = ("jsonl", "tensorboard")
     log_every: int = 50
 
@@ -216,8 +217,7 @@ def new() -> ml_collections.ConfigDict:
 
 
 def _config_dict(tree: Mapping) -> ml_collections.ConfigDict:
-    # type_safe=False: the schema checks types, and says better what it expected.
-    return ml_collections.ConfigDict(dict(tree), type_safe=False)
+    return ml_collections.ConfigDict(dict(tree), type_safe=False)  # the schema checks types
 
 
 def _skeleton(cls: type) -> dict:

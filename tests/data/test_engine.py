@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import numpy as np
+import psutil
 import pytest
 
 from vla_jax.data import engine
@@ -130,6 +131,44 @@ def test_any_number_of_workers_gives_the_same_batches_and_leaves_nothing(mixture
     assert "leaked" not in done.stderr, done.stderr
     got = pickle.loads((tmp_path / "out").read_bytes())
     np.testing.assert_equal(got, take(engine.Stream(mixture, 8, start_n=8), 5))
+
+
+ORPHANS = """
+import pathlib, pickle, time
+
+def main():
+    from vla_jax.data import engine
+    stream = engine.Stream(pickle.loads(pathlib.Path("mixture").read_bytes()), 8, workers=1)
+    next(stream)
+    print("reading", flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(mixture, tmp_path):
+    (tmp_path / "program.py").write_text(ORPHANS)
+    (tmp_path / "mixture").write_bytes(pickle.dumps(mixture))
+    project = pathlib.Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(project)},
+    )
+    try:
+        assert parent.stdout.readline().strip() == b"reading"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert children
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
 
 
 def test_an_error_in_a_row_reaches_the_reader(folder, context, rlds, tmp_path):

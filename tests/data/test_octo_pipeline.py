@@ -3,7 +3,6 @@
 Windows of 2, chunks of 4, Bridge, both splits (Octo's statistics are of train and val together).
 """
 
-import dataclasses
 import json
 
 import numpy as np
@@ -157,8 +156,6 @@ def test_octo_counts_actions_that_were_never_recorded_and_we_do_not(golden):
 def test_pictures_are_octo_s_to_one_level(fixtures_dir, golden):
     arrays, _ = golden
     source = open_split(fixtures_dir, "train")
-    held = dataclasses.replace(source.context, train=False)
-    assert held.resize == "tensorflow"
     episode = episode_of(source, arrays["raw/traj0/observation/state"])
     for t in (0, 5):
         index = int(np.flatnonzero((source._samples == (episode, t)).all(1))[0])

@@ -66,8 +66,7 @@ def new() -> ml_collections.ConfigDict:
 
 
 def _config_dict(tree: Mapping) -> ml_collections.ConfigDict:
-    # type_safe=False: the schema checks types, and says better what it expected.
-    return ml_collections.ConfigDict(dict(tree), type_safe=False)
+    return ml_collections.ConfigDict(dict(tree), type_safe=False)  # the schema checks types
 
 
 def _skeleton(cls: type) -> dict:

@@ -135,8 +135,8 @@ class RobotRows:
     @property
     def fingerprint(self) -> str:
         """Changes with the data, or with how they are read."""
-        words = asked.contents(self.reading.paraphrases)
-        return _hash(self.data_fingerprint, self.reading.described(), words, self.context.train)
+        read = (self.reading.described(), self._wordings, self.context.train)
+        return _hash(self.data_fingerprint, *read)
 
     @property
     def data_fingerprint(self) -> str:
@@ -317,6 +317,7 @@ class RobotRows:
         reading, episodes = self.reading, self.episodes
         fit.one_of(f"{self.where}: language", reading.language, ("required", "optional"))
         self._instructions = self._goals = None
+        self._wordings = asked.contents(self.where, reading.paraphrases)
         if self.context.text_tokenizer is not None:
             if reading.language == "required":
                 self._check_language()

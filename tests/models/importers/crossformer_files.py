@@ -16,8 +16,8 @@ CHECKPOINT = f"{STEP}/default/checkpoint"
 WINDOW, LONGEST = 5, 6  # window_size, max_horizon
 WIDTH, HEADS, MLP, LAYERS = 32, 4, 48, 2
 SENTENCE = 24  # numbers of an embedding; 512 of the Universal Sentence Encoder
-PIXELS = dict(primary=64, high=16, nav=32, left_wrist=16, right_wrist=16)
-SMALL = dict(num_layers=[1, 1], width=0.5)
+PIXELS = dict(primary=64, high=16, nav=16, left_wrist=8, right_wrist=8)
+SMALL, ROOT_ALONE = dict(num_layers=[1, 1], width=0.5), dict(num_layers=[], width=0.5)
 READINGS = dict(bimanual=14, quadruped=6)
 ACTIONS = dict(bimanual=(5, 14), single_arm=(4, 7), nav=(4, 2), quadruped=(1, 12))  # (h, a)
 LANGUAGE = ["language_instruction"]
@@ -55,7 +55,16 @@ def head(name: str) -> dict:
     )
 
 
-def config() -> dict:
+def config(tokenizers: tuple[str, ...] | None = None) -> dict:
+    """config.json; of some of the tokenizers, where they are named."""
+    made = _config()
+    table = made["model"]["observation_tokenizers"]
+    for name in set(table) - set(tokenizers or table):
+        del table[name]
+    return made
+
+
+def _config() -> dict:
     lowdim = dict(module="tokenizers", name="LowdimObsTokenizer")
     return dict(
         window_size=WINDOW,
@@ -71,8 +80,8 @@ def config() -> dict:
                 primary=camera("primary", goal=True, width=0.5),
                 high=camera("high", goal=True, **SMALL),
                 nav=camera("nav", goal=True, film=False, **SMALL),
-                left=camera("left_wrist", goal=False, **SMALL),
-                right=camera("right_wrist", goal=False, **SMALL),
+                left=camera("left_wrist", goal=False, **ROOT_ALONE),
+                right=camera("right_wrist", goal=False, **ROOT_ALONE),
                 bimanual=spec(**lowdim, obs_keys=["proprio_bimanual"], dropout_rate=0.2),
                 quadruped=spec(**lowdim, obs_keys=["proprio_quadruped"]),
             ),
@@ -105,9 +114,9 @@ def stages(encoder: dict) -> list[int]:
 # ------------------------------------------------------------------------------------ parameters
 
 
-def parameters(seed: int = 0) -> dict[str, np.ndarray]:
-    """{path: float32 array}: every parameter that CrossFormer's `init` makes of `config()`."""
-    made, model = {}, config()["model"]
+def parameters(model: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """{path: float32 array}: every parameter that CrossFormer's `init` makes of config["model"]."""
+    made = {}
     for name, tokenizer in model["observation_tokenizers"].items():
         if tokenizer["name"] == "ImageTokenizer":
             tokens, features = _encoder(made, name, tokenizer)
@@ -178,11 +187,16 @@ def _encoder(made: dict, name: str, tokenizer: dict) -> tuple[int, int]:
                 made |= _norm(f"{unit}/gn{k}", size)
             features = 4 * narrow
         if film == "FILM" and i:
-            for k in range(2):
-                dense = f"{path}/FilmConditioning_{i - 1}/Dense_{k}"
-                made |= _dense(dense, (SENTENCE,), (features,))
+            made |= _film(f"{path}/FilmConditioning_{i - 1}", features)
+    if film == "FILM" and not stages(encoder):
+        made |= _film(f"{path}/FilmConditioning_0", features)
     side = PIXELS[tokenizer["kwargs"]["obs_stack_keys"][0].removeprefix("image_")]
-    return (side // 2 ** (1 + len(stages(encoder)))) ** 2, features
+    return (side // 2 ** (1 + max(1, len(stages(encoder))))) ** 2, features
+
+
+def _film(path: str, features: int) -> dict:
+    scale, shift = (_dense(f"{path}/Dense_{k}", (SENTENCE,), (features,)) for k in range(2))
+    return scale | shift
 
 
 # -------------------------------------------------------------------------- batches, statistics
@@ -264,12 +278,13 @@ def nested(flat: dict[str, np.ndarray]) -> dict:
     return tree
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
+def write(folder: pathlib.Path, tokenizers: tuple[str, ...] | None = None) -> pathlib.Path:
     """The checkpoint's folder, as save_pretrained leaves it."""
     (folder / CHECKPOINT).parent.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config()))
+    described = config(tokenizers)
+    (folder / "config.json").write_text(json.dumps(described))
     (folder / "dataset_statistics.json").write_text(json.dumps(statistics()))
     example, pack = batch(1), flax.serialization.msgpack_serialize
     (folder / "example_batch.msgpack").write_bytes(pack(example))
-    (folder / CHECKPOINT).write_bytes(pack(nested(parameters())))
+    (folder / CHECKPOINT).write_bytes(pack(nested(parameters(described["model"]))))
     return folder

@@ -14,28 +14,29 @@ INSIDE = f"{ROOT}/BlockTransformer_0/Transformer_0"
 
 
 class Reference:
-    """The network of `files.config()` with some parameters."""
+    """The network of config["model"], with the parameters of `files`."""
 
-    def __init__(self, parameters: dict[str, np.ndarray]):
-        self.p = {path: value.astype(np.float64) for path, value in parameters.items()}
-        self.model = files.config()["model"]
+    def __init__(self, model: dict):
+        found = files.parameters(model)
+        self.p = {path: value.astype(np.float64) for path, value in found.items()}
+        self.model = model
 
     # ------------------------------------------------------------------------------ tokenizers
 
     def dense(self, path: str, x: np.ndarray) -> np.ndarray:
         return x @ self.p[f"{path}/kernel"] + self.p[f"{path}/bias"]
 
-    def norm(self, path: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    def norm(self, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
         mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
         return (x - mean) / np.sqrt(variance + 1e-6)
 
     def layer_norm(self, path: str, x: np.ndarray) -> np.ndarray:
-        x = self.norm(path, x, (-1,))
+        x = self.norm(x, (-1,))
         return x * self.p[f"{path}/scale"] + self.p[f"{path}/bias"]
 
     def group_norm(self, path: str, x: np.ndarray) -> np.ndarray:
         grouped = x.reshape(*x.shape[:3], 32, -1)
-        x = self.norm(path, grouped, (1, 2, 4)).reshape(x.shape)
+        x = self.norm(grouped, (1, 2, 4)).reshape(x.shape)
         return x * self.p[f"{path}/scale"] + self.p[f"{path}/bias"]
 
     def conv(self, path: str, x: np.ndarray, stride: int = 1) -> np.ndarray:
@@ -63,10 +64,14 @@ class Reference:
                 stride = 2 if i and not j else 1
                 x = self.unit(f"{path}/block{i + 1}/unit{j + 1}", x, stride)
             if film is not None and i:
-                conditioning = f"{path}/FilmConditioning_{i - 1}"
-                scale, shift = (self.dense(f"{conditioning}/Dense_{k}", film) for k in range(2))
-                x = x * (1 + scale[:, None, None]) + shift[:, None, None]
+                x = self.film(f"{path}/FilmConditioning_{i - 1}", x, film)
+        if film is not None and not stages:
+            x = self.film(f"{path}/FilmConditioning_0", x, film)
         return x
+
+    def film(self, path: str, x: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        scale, shift = (self.dense(f"{path}/Dense_{k}", vector) for k in range(2))
+        return x * (1 + scale[:, None, None]) + shift[:, None, None]
 
     def image_tokens(self, name: str, tokenizer: dict, batch: dict) -> np.ndarray:
         seen, task, kwargs = batch["observation"], batch["task"], tokenizer["kwargs"]
@@ -102,13 +107,9 @@ class Reference:
             mask = np.broadcast_to((real & there)[..., None], tokens.shape[:3])
             made[f"obs_{name}"] = tokens, self.positions(f"obs_{name}", real), mask
         for name, count in self.model["readouts"].items():
-            shape = (*real.shape, count)
+            tokens = np.zeros((*real.shape, count, files.WIDTH))
             positions = self.positions(f"readout_{name}", real)
-            made[f"readout_{name}"] = (
-                np.zeros((*shape, files.WIDTH)),
-                positions,
-                np.ones(shape, bool),
-            )
+            made[f"readout_{name}"] = tokens, positions, np.ones(tokens.shape[:3], bool)
         return made
 
     def positions(self, name: str, real: np.ndarray) -> np.ndarray:
@@ -186,8 +187,8 @@ def windows(x: np.ndarray, side: int, stride: int, fill: float) -> np.ndarray:
 
 
 def may_see(tokens: list[tuple[int, str]]) -> list[list[bool]]:
-    """Who attends to whom among (timestep, group): observations of the past and now, own readouts."""
+    """Who attends to whom of (timestep, group): to observations up to now, and its own readout."""
     return [
-        [key_time <= time and (key.startswith("obs_") or key == name) for key_time, key in tokens]
+        [past <= time and (key.startswith("obs_") or key == name) for past, key in tokens]
         for time, name in tokens
     ]

@@ -103,14 +103,16 @@ def make(
     proprio: tuple[str, ...],
     relative_to: str | None,
     groups: tuple[str, ...] = (),
-    pool: str = "mean",
+    pool: str | None = None,
     count: int | None = None,
 ) -> Condition:
     """A checked Condition; UserError when there is nothing to predict from.
 
-    `count` tokens are read one by one (`by_token`), as they are or pooled to so many by "map".
+    `count` tokens are read one by one (`by_token`), as they are or pooled to so many by "map";
+    without it, all become one, their mean unless `pool` says otherwise.
     """
     several = {} if count is None else dict(count=count, known=("none", "map"))
+    pool = pool or ("mean" if count is None else "none")
     source = _pool.make(context, readout=readout, groups=groups, pool=pool, **several)
     if not (source or reads or proprio):
         raise plugin.UserError(

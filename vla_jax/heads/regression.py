@@ -32,7 +32,7 @@ from vla_jax.nn import mlp
 
 DEBUG = dict(hidden=(8,))
 LOSSES = {"l1": jnp.abs, "l2": jnp.square}
-TOKENS_PER = ("chunk", "step")
+TARGETS, TOKENS_PER = ("action", "waypoint"), ("chunk", "step")
 
 
 class Regression(_base.Head, kw_only=True):
@@ -112,16 +112,10 @@ def make(
     that by tanh. Raises UserError for unknown names.
     """
     _base.check_reads(context, reads, detach)
-    by_step = _by_step(context, tokens_per, target, readout or groups)
-    if loss not in LOSSES:
-        raise plugin.UserError(plugin.unknown(f"heads.{context.name}.loss", loss, LOSSES))
-    if target == "action":
-        shape = _base.action_shape(context, action_space, action_horizon)
-    elif target == "waypoint":
+    _check(context, loss, target, tokens_per, readout or groups)
+    shape: tuple[int, ...] = _base.action_shape(context, action_space, action_horizon)
+    if target == "waypoint":
         shape = (len(_condition.constants(context, group)[1][0]),)
-    else:
-        where = f"heads.{context.name}.target"
-        raise plugin.UserError(plugin.unknown(where, target, ("action", "waypoint")))
     return Regression(
         reads=tuple(reads),
         detach=tuple(detach),
@@ -139,8 +133,8 @@ def make(
             proprio=proprio,
             relative_to=relative_to,
             groups=groups,
-            pool=pool or ("none" if by_step else "mean"),
-            count=shape[0] if by_step else None,
+            pool=pool,
+            count=shape[0] if tokens_per == "step" else None,
         ),
         dtype=context.dtype,
     )
@@ -152,14 +146,17 @@ def readout_tokens(arguments: Mapping[str, Any], shape: tuple[int, int]) -> int 
     return shape[0] if alone else None
 
 
-def _by_step(context: types.Context, tokens_per: str, target: str, source: Any) -> bool:
-    """Whether each token answers for one action; UserError where that cannot be."""
-    where = f"heads.{context.name}.tokens_per"
-    if tokens_per not in TOKENS_PER:
-        raise plugin.UserError(plugin.unknown(where, tokens_per, TOKENS_PER))
+def _check(context: types.Context, loss: str, target: str, tokens_per: str, source: Any) -> None:
+    """UserError for unknown words, and for tokens that cannot each answer for one action."""
+    for name, given, known in (
+        ("loss", loss, LOSSES),
+        ("target", target, TARGETS),
+        ("tokens_per", tokens_per, TOKENS_PER),
+    ):
+        if given not in known:
+            raise plugin.UserError(plugin.unknown(f"heads.{context.name}.{name}", given, known))
     if tokens_per == "step" and (target != "action" or not source):
         raise plugin.UserError(
-            f"{where}: 'step' divides a chunk of actions among the tokens that the head reads; "
+            f"heads.{context.name}.tokens_per: 'step' divides a chunk of actions among the tokens that the head reads; "
             f"got target={target!r} and {'no readout or groups' if not source else 'tokens'}"
         )
-    return tokens_per == "step"

@@ -156,7 +156,8 @@ def _check(context: types.Context, loss: str, target: str, tokens_per: str, sour
         if given not in known:
             raise plugin.UserError(plugin.unknown(f"heads.{context.name}.{name}", given, known))
     if tokens_per == "step" and (target != "action" or not source):
+        read = "tokens" if source else "no readout or groups"
         raise plugin.UserError(
-            f"heads.{context.name}.tokens_per: 'step' divides a chunk of actions among the tokens that the head reads; "
-            f"got target={target!r} and {'no readout or groups' if not source else 'tokens'}"
+            f"heads.{context.name}.tokens_per: 'step' divides a chunk of actions among the tokens "
+            f"that the head reads; got target={target!r} and {read}"
         )

@@ -50,6 +50,8 @@ def translate(
     factor = size(spec) if project.summed and made["type"] != "bins" else 1
     weight = factor * float(given.get("loss_weight", 1.0))
     objective = dict(type="action", head=name, action_space=space, action_horizon=horizon)
+    if project.space_per_head:
+        objective["by_rows"] = True
     return made, objective | dict(weight=weight)
 
 

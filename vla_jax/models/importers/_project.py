@@ -25,7 +25,8 @@ class Project:
       heads: name of an action head -> its default arguments, where they are not ours.
       summed: a continuous loss is the sum over the action's dimensions.
       shifted: masks are shifted unless the config says `use_correct_attention` (Octo 1.0).
-      space_per_head: each head has an action space of its own, called as the head.
+      space_per_head: each head has an action space of its own, called as the head, and weighs in
+        training what its rows do.
       masked_readings: a reading that is not there is masked; else it counts.
       embedded_by: what embeds sentences where the network has no text encoder.
     """

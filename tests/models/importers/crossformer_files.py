@@ -77,7 +77,7 @@ def _config() -> dict:
         ),
         model=dict(
             observation_tokenizers=dict(
-                primary=camera("primary", goal=True, width=0.5),
+                primary=camera("primary", goal=True, num_layers=[2, 1, 1], width=0.5),
                 high=camera("high", goal=True, **SMALL),
                 nav=camera("nav", goal=True, film=False, **SMALL),
                 left=camera("left_wrist", goal=False, **ROOT_ALONE),
@@ -114,12 +114,12 @@ def stages(encoder: dict) -> list[int]:
 # ------------------------------------------------------------------------------------ parameters
 
 
-def parameters(model: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """{path: float32 array}: every parameter that CrossFormer's `init` makes of config["model"]."""
+def shapes(model: dict, pixels: dict[str, int] = PIXELS) -> dict[str, tuple[int, ...]]:
+    """{path: shape}: every parameter that CrossFormer's `init` makes of config["model"]."""
     made = {}
     for name, tokenizer in model["observation_tokenizers"].items():
         if tokenizer["name"] == "ImageTokenizer":
-            tokens, features = _encoder(made, name, tokenizer)
+            tokens, features = _encoder(made, name, tokenizer, pixels)
         else:
             tokens, features = READINGS[name], 1
         made |= _dense(f"{ROOT}/obs_{name}_projection", (features,), (WIDTH,))
@@ -139,8 +139,13 @@ def parameters(model: dict, seed: int = 0) -> dict[str, np.ndarray]:
     made |= _norm(f"{inside}/encoder_norm", WIDTH)
     for name, (_, size) in ACTIONS.items():
         made |= _dense(f"heads_{name}/mean_proj", (WIDTH,), (size,))
+    return made
+
+
+def parameters(model: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """{path: float32 array} of `shapes`, random."""
     rng = np.random.default_rng(seed)
-    return {path: _drawn(path, shape, rng) for path, shape in made.items()}
+    return {path: _drawn(path, shape, rng) for path, shape in shapes(model).items()}
 
 
 def _drawn(path: str, shape: tuple[int, ...], rng) -> np.ndarray:
@@ -165,11 +170,11 @@ def _norm(path: str, features: int) -> dict:
     return {f"{path}/scale": (features,), f"{path}/bias": (features,)}
 
 
-def _encoder(made: dict, name: str, tokenizer: dict) -> tuple[int, int]:
+def _encoder(made: dict, name: str, tokenizer: dict, pixels: dict) -> tuple[int, int]:
     """Adds a ViTResnet's parameters; (its tokens, their features)."""
     encoder = tokenizer["kwargs"]["encoder"]
     path, film = f"{ROOT}/observation_tokenizers_{name}/{encoder['name']}_0", encoder["name"][-4:]
-    width = int(64 * encoder["kwargs"]["width"])
+    width = int(64 * encoder["kwargs"].get("width", 1))
     made[f"{path}/conv_root/kernel"] = (7, 7, 3 * len(views(tokenizer)), width)
     made |= _norm(f"{path}/gn_root", width)
     features = width
@@ -190,7 +195,7 @@ def _encoder(made: dict, name: str, tokenizer: dict) -> tuple[int, int]:
             made |= _film(f"{path}/FilmConditioning_{i - 1}", features)
     if film == "FILM" and not stages(encoder):
         made |= _film(f"{path}/FilmConditioning_0", features)
-    side = PIXELS[tokenizer["kwargs"]["obs_stack_keys"][0].removeprefix("image_")]
+    side = pixels[tokenizer["kwargs"]["obs_stack_keys"][0].removeprefix("image_")]
     return (side // 2 ** (1 + max(1, len(stages(encoder))))) ** 2, features
 
 

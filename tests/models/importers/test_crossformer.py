@@ -114,6 +114,36 @@ def test_every_parameter_has_its_place(native):
     assert np.array_equal(ours[query][1], their_query)
 
 
+def test_the_encoders_of_its_own_config_have_their_place(found):
+    """ResNet26FILM and ResNet26 at full width and depth, as pretrain_config.py has them."""
+    model = files.config(("high", "nav"))["model"]
+    for tokenizer in model["observation_tokenizers"].values():
+        tokenizer["kwargs"]["encoder"]["kwargs"] = {}
+    example = {**found.example, "observation": dict(found.example["observation"])}
+    task = dict(found.example["task"])
+    for view in ("image_high", "image_nav"):
+        example["observation"][view] = np.zeros((1, files.WINDOW, 224, 224, 3), np.uint8)
+        task[view] = np.zeros((1, 224, 224, 3), np.uint8)
+    parameters = {p.replace(files.ROOT, "octo_transformer"): v for p, v in shapes(model).items()}
+    whole = dataclasses.replace(
+        found, config={**found.config, "model": model}, example=example | dict(task=task)
+    )
+    native = crossformer.translate(dataclasses.replace(whole, parameters=parameters))
+    assert native.report.missing == native.report.unused == ()
+    assert native.config.model.tokenizers["high"]["encoder"] == dict(type="resnet", width=64)
+    layout = native.network.layout(STREAM)
+    assert [layout.find(name).tokens for name in ("high", "nav")] == [49, 49]
+
+
+def shapes(model: dict) -> dict[str, np.ndarray]:
+    """The parameters of a model at 224 pixels, all the same number: they take no room."""
+    pixels = {view: 224 for view in files.PIXELS}
+    return {
+        path: np.broadcast_to(np.float32(0.5), shape)
+        for path, shape in files.shapes(model, pixels).items()
+    }
+
+
 def test_what_does_not_fit_is_named_in_their_words(found):
     first = f"{files.ROOT}/BlockTransformer_0/Transformer_0/encoderblock_0/LayerNorm_0/scale"
     canonical = {p.replace("octo_transformer", files.ROOT): p for p in found.parameters}

@@ -136,3 +136,49 @@ def test_words_that_it_does_not_read(ckpt, refused, tmp_path):
     error = refused(ckpt, "--text-tokenizer", words)
     assert "sentences as embeddings by universal-sentence-encoder" in error
     assert "leave --text-tokenizer out" in error
+
+
+BODY = """
+from vla_jax.types import ActionGroup, ActionSpace, Embodiment, ProprioGroup
+
+NUMBERS = ActionGroup(
+    name="action", size=SIZE, quantity="position", representation="absolute", unit="1"
+)
+EMBODIMENT = Embodiment(
+    name="robot",
+    joints=(),
+    joint_limits=(),
+    control_hz=50.0,
+    views=VIEWS,
+    proprio=(ProprioGroup(name="bimanual", size=14, unit="rad", meaning="joints of both arms"),),
+    action_spaces=(ActionSpace(name="mine", groups=(NUMBERS,), control_hz=0.0),),
+)
+"""
+
+
+def test_fine_tuning_keeps_what_the_robot_has(imported, tmp_path):
+    """The same action space: its head is loaded, by itself; another: one like it, fresh."""
+    from vla_jax.train import finetune
+
+    def asked(size: int, views: tuple[str, ...]):
+        body = tmp_path / f"robot_{size}.py"
+        body.write_text(BODY.replace("SIZE", str(size)).replace("VIEWS", repr(views)))
+        return finetune.prepare(
+            finetune.Request(
+                checkpoint=str(imported), embodiment=str(body), data="d", stats="recompute"
+            )
+        )
+
+    prepared = asked(14, ("high",))
+    assert prepared.report.missing == ()
+    dropped = {path.split("/")[1] for path in prepared.report.unused}
+    assert {"tokenizers_nav", "heads_nav", "positions_readout_nav"} <= dropped
+    stream = prepared.config.streams["robot"]
+    assert stream.heads == ("bimanual",) and stream.readouts == ("bimanual",)
+    assert set(stream.groups) == {"language", "high", "bimanual"}
+    prepared = asked(3, ("high", "primary"))
+    fresh = {path.split("/")[1] for path in prepared.report.missing}
+    assert fresh == {"tokenizers_primary", "positions_primary", "heads_action_mine"}
+    head = prepared.config.model.heads["action_mine"]
+    assert (head["tokens_per"], head["readout"]) == ("step", "bimanual")
+    assert prepared.config.model.tokenizers["primary"]["reads"] == ("language",)

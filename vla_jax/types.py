@@ -47,7 +47,7 @@ from vla_jax.plugin import UserError
 
 Array = Any  # numpy.ndarray in workers and clients, jax.Array in the step
 
-VIEWS = ("primary", "secondary", "wrist", "left_wrist", "right_wrist")
+VIEWS = ("primary", "secondary", "wrist", "left_wrist", "right_wrist", "high", "nav")
 TARGET_VECTOR_AXES = {"waypoint": 1, "point": 1, "region_point": 1}  # axes a mask does not have
 
 
@@ -216,7 +216,7 @@ class ActionSpace:
 
     name: str
     groups: tuple[ActionGroup, ...]
-    control_hz: float
+    control_hz: float  # 0: not known
 
     @property
     def size(self) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vla_jax import trees
-from vla_jax.models.importers import _octo_params
+from vla_jax.models.importers import _params
 
 SEEN, OURS = "octo_transformer/observation_tokenizers_x", "params/tokenizers_x"
 # A module's name in Octo -> where its parameters stand in a checkpoint of Octo's, and in ours.
@@ -22,7 +22,7 @@ PLACES = {
 def variables(module, arrays, net, *inputs):
     """{"params": …} of `net` from {Octo's path in the module: array}; both have the same leaves."""
     theirs, ours = PLACES[module]
-    placed, unused = _octo_params.place({theirs + path: leaf for path, leaf in arrays.items()})
+    placed, unused = _params.place({theirs + path: leaf for path, leaf in arrays.items()})
     assert not unused
     flat = {f"params/{path.removeprefix(ours)}": leaf for path, leaf in placed.items()}
     shapes = trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *inputs))

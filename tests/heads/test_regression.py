@@ -128,6 +128,10 @@ def test_gradient_reaches_the_read_answer(case):
     ("spec", "message"),
     [
         (dict(readout="main", loss="l3"), "l1"),
+        (dict(readout="main", tokens_per="steps"), "did you mean 'step'"),
+        (dict(proprio=("hand",), tokens_per="step"), "no readout or groups"),
+        (dict(readout="main", tokens_per="step", target="waypoint"), "target='waypoint'"),
+        (dict(readout="main", tokens_per="step", pool="mean"), "none"),
         (dict(readout="main", target="acton"), "action"),
         (dict(readout="main", action_space="narow"), "narrow"),
         (dict(readout="main", action_horizon=9), "at most"),
@@ -144,6 +148,24 @@ def test_bad_arguments(case, spec, message):
 def test_an_answer_it_cannot_read(case):
     with pytest.raises(plugin.UserError, match="expected waypoint or point"):
         given(case, {"waypoint": {"mood": jnp.zeros((1, 1, 1))}}, case.batch)
+
+
+def test_a_token_per_action_of_the_chunk(case):
+    """One layer for all tokens; the c-th token alone answers for the c-th action."""
+    spec = dict(type="regression", groups=("readout_main",), hidden=(), tokens_per="step")
+    count = case.outputs["readout_main"].final.shape[2]
+    spec |= dict(action_space="narrow", action_horizon=count)
+    harness, variables = case.build(**spec)
+    layer = variables["params"]["head"]["mlp"]["out"]
+    assert layer["kernel"].shape == (case.D, 2)
+    answer, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    read = np.asarray(case.outputs["readout_main"].final)
+    wanted = read @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+    np.testing.assert_allclose(answer["action"], wanted, rtol=1e-4, atol=1e-5)
+    with_body, variables = case.build(**spec, proprio=("hand",))
+    assert variables["params"]["head"]["mlp"]["out"]["kernel"].shape == (3 + case.D, 2)
+    answer, _ = with_body.apply(variables, case.outputs, {}, case.batch, case.keys)
+    assert answer["action"].shape == (case.B, case.W, count, 2)
 
 
 def test_squashed_answers(case):

@@ -99,6 +99,17 @@ def test_decoding_over_the_cache_equals_the_full_pass(tiny, flow, past):
             proprio_masks={"hand": mask},
         )
         batch = dataclasses.replace(batch, observation=seen)
+    decodes_as_in_one_pass(tiny, network, variables, batch)
+
+
+@pytest.mark.slow
+def test_decoding_where_every_layer_adds_positions(tiny):
+    config = tiny.config(model=dict(heads=dict(action=FLOW), trunk=dict(position="every_layer")))
+    network, batch = tiny.network(config), tiny.batches(config)["robot"]
+    decodes_as_in_one_pass(tiny, network, tiny.values(config), batch)
+
+
+def decodes_as_in_one_pass(tiny, network, variables, batch) -> None:
     noise = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     given = {"action": noise, "point": tiny.keys(["point"])["point"]}
     sampled = network.sample(variables, batch, "robot", given)["action"]["action"]

@@ -322,3 +322,57 @@ def test_tokens_that_do_not_fit_the_layout():
         init(make(), {"trunc": tokens()}, ROWS, VALID)
     with pytest.raises(plugin.UserError, match="without a cache"):
         init(make(), {"trunk": tokens()}, ROWS, VALID, slots=np.arange(10))
+
+
+def offsets(seed=5):
+    return {"trunk": jax.random.normal(jax.random.key(seed), (1, ROWS.length, 8))}
+
+
+def test_positions_of_every_layer_reach_queries_and_keys_but_no_values():
+    """As many layers by hand: attention over norm(x) + offset, of the values of norm(x)."""
+    net, p, x = make(position="every_layer"), parameters(), tokens()
+    got = run(net, p, x, offsets=offsets())
+    layers, seen = p["params"]["layers"]["trunk"], visibility.mask(ROWS, visibility.make(RULES))
+
+    def norm(x, part):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+        return x * part["scale"] + part["bias"]
+
+    x, place = np.asarray(x, np.float64), np.asarray(offsets()["trunk"], np.float64)
+    for i in range(3):
+        part = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[i], layers)  # noqa: B023
+        y = norm(x, part["attention_norm"])
+        query, key, value = (
+            np.einsum("bld,dnh->bnlh", given, part[name]["kernel"]) + part[name]["bias"][:, None]
+            for name, given in (("query", y + place), ("key", y + place), ("value", y))
+        )
+        scores = np.where(seen, np.einsum("bnlh,bnsh->bnls", query, key) / 2, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = np.einsum("bnls,bnsh->blnh", weights / weights.sum(-1, keepdims=True), value)
+        x = x + np.einsum("blnh,nhd->bld", mixed, part["out"]["kernel"]) + part["out"]["bias"]
+        mlp = part["mlp"]
+        y = norm(x, part["mlp_norm"]) @ mlp["hidden_0"]["kernel"] + mlp["hidden_0"]["bias"]
+        x = x + np.asarray(jax.nn.gelu(y)) @ mlp["out"]["kernel"] + mlp["out"]["bias"]
+    wanted = norm(x, p["params"]["final_norm_trunk"])
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_of_every_layer_are_none_where_they_are_zero():
+    p, zeros = parameters(), {"trunk": jnp.zeros((1, ROWS.length, 8))}
+    placed = run(make(position="every_layer"), p, tokens(), offsets=zeros)
+    np.testing.assert_allclose(placed, run(make(), p, tokens()), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "position, given, message",
+    [
+        ("none", offsets, "belong to 'every_layer'"),
+        ("every_layer", lambda: None, "offsets are not given"),
+        ("every_layer", lambda: {"trunk": jnp.zeros((1, 2, 8))}, r"shape \(1, 2, 8\)"),
+    ],
+)
+def test_positions_that_do_not_fit(position, given, message):
+    net = make(position=position)
+    with pytest.raises(plugin.UserError, match=message):
+        shapes(net, {"trunk": tokens()}, ROWS, VALID, offsets=given())

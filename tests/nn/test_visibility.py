@@ -105,6 +105,15 @@ def test_reaches_counts_what_tokenizers_read():
     assert not reaches("text", "readout_x", {"image": ("language",)}, rules=seen)
 
 
+def test_reaches_knows_groups_that_are_read_and_have_no_tokens():
+    blind = (("readout_x", "image", "now"), ("image", "image", "now"), ("*", "*", "never"))
+    told = {"image": ("sentence",), "sentence": ()}
+    assert reaches("sentence", "readout_x", told, rules=blind)
+    assert not reaches("sentence", "text", told, rules=blind)
+    with pytest.raises(plugin.UserError, match="did you mean 'sentence'"):
+        reaches("sentense", "text", told, rules=blind)
+
+
 def test_reaches_agrees_with_powers_of_the_mask():
     reach = np.linalg.matrix_power(
         visibility.mask(ROWS, RULES).astype(int) + np.eye(ROWS.length, dtype=int), 4

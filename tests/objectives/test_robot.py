@@ -33,6 +33,20 @@ def test_action_counts_its_own_space_and_slice(case):
     assert objective.mask(batch)["action"].sum() == count > 0
 
 
+def test_action_weighs_what_its_rows_do(case):
+    """sum / count is the mean over real numbers, times the share of rows of the action space."""
+    spaces = np.array([0, 1, 1], np.int32)
+    spec = dict(type="action", action_space="narrow", action_horizon=3)
+    errors = {"it": {"action": case.rng.random((case.B, case.W, 3, 2)).astype(np.float32)}}
+    for own, share in ((spaces, 2 / 3), (spaces * 0 + 1, 1.0), (spaces * 0 - 1, 0.0)):
+        batch = dataclasses.replace(case.batch, action_space=own)
+        plain, weighed = build(case, **spec), build(case, **spec, by_rows=True)
+        total, _ = weighed({}, errors, batch)
+        mean = total / max(plain.count(batch), 1.0)
+        assert plain.count(batch) == plain.mask(batch)["action"].sum()
+        np.testing.assert_allclose(total / max(weighed.count(batch), 1.0), share * mean, rtol=1e-5)
+
+
 def test_action_without_a_space_counts_all_rows(case):
     mask = build(case, type="action").mask(case.batch)["action"]
     np.testing.assert_array_equal(mask, case.batch.target_masks["action"])

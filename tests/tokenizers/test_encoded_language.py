@@ -141,3 +141,16 @@ def test_errors():
 def test_the_contract_page_checks_embeddings(values, masks, message):
     with pytest.raises(plugin.UserError, match=f"task.language_embedding.*{message}"):
         types.Task.make(values={"language_embedding": values}, masks={"language_embedding": masks})
+
+
+def test_a_sentence_that_other_tokenizers_read_and_the_trunk_does_not():
+    """No token, no parameter; without a sentence a row is read as it stands, if it learnt so."""
+    embedding = np.random.default_rng(1).normal(size=(B, F)).astype(np.float32)
+    data, mask = given(embedding, np.array([True, False])), [[True], [False]]
+    told = dict(encoder=None, embedding_size=F, max_tokens=1, in_trunk=False)
+    for masked in (True, False):
+        p, group, facts = tokenize(made(**told, masked=masked), data)
+        assert facts.num_tokens == 0 and group.tokens.shape[1] == 0
+        assert not [path for path in trees.paths(p) if "/tested/" in path]
+        np.testing.assert_array_equal(group.stem[:, 0], embedding)
+        assert np.asarray(group.valid).tolist() == (mask if masked else [[True], [True]])

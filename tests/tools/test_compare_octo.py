@@ -10,7 +10,7 @@ import pytest
 from tests.tools import octo_variation
 from tools import compare_octo
 from tools.octo_golden import forward, golden, parameters
-from vla_jax.models.importers import _octo_params
+from vla_jax.models.importers import _params
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_masks_that_differ_in_one_place_fail(fixtures_dir):
     assert forward.OLDER["no_repeat"] == dict(repeat_task_tokens=False)
     # The importer's table can be read backwards.
     read = {p: a for p, a in found.checkpoint.parameters.items() if "hf_model" not in p}
-    back = parameters.theirs(_octo_params.place(read)[0], read)
+    back = parameters.theirs(_params.place(read)[0], read)
     assert back.keys() == read.keys()
     assert all(np.array_equal(back[path], array) for path, array in read.items())
 

@@ -150,7 +150,10 @@ def test_pretrained_parameters_begin_and_the_rest_is_fresh(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
     config = toy.config()
-    broken = {**toy.OBJECTIVES, "vl": {"point": (toy.Square("vl", "point"), float("nan"))}}
+    broken = {
+        **toy.OBJECTIVES,
+        "vl": {"point": (toy.Square(head="vl", target="point"), float("nan"))},
+    }
     with pytest.raises(plugin.UserError, match="train_step 1: the loss is nan"):
         toy.run(config, tmp_path, objectives=broken, devices=ONE)
     assert not (tmp_path / "checkpoints").exists()

@@ -117,7 +117,10 @@ def test_row_keys_depend_on_seed_use_and_row_only():
 
 
 def test_coupled_rows_refuse_accumulation():
-    coupled = {"vl": {"contrastive": (toy.Square("vl", "point", couples_rows=True), 1.0)}}
+    class Coupled(toy.Square):
+        couples_rows = True
+
+    coupled = {"vl": {"contrastive": (Coupled(head="vl", target="point"), 1.0)}}
     config = toy.config(optimizer=dict(accumulation=2))
     with pytest.raises(plugin.UserError, match="accumulation is 2.*'contrastive' of stream 'vl'"):
         step.make_train_step(toy.Model().apply, coupled, SGD, config)

@@ -9,6 +9,7 @@ import numpy as np
 
 from vla_jax import config as config_lib
 from vla_jax import types
+from vla_jax.objectives import _base
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import checkpoint, loop
 
@@ -60,13 +61,11 @@ class Model:
         return self.net.apply(variables, batch, stream, keys)
 
 
-@dataclasses.dataclass(frozen=True)
-class Square:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square(_base.Objective):
     """Squared error where the target's mask is True."""
 
-    head: str
     target: str
-    couples_rows: bool = False
 
     def mask(self, batch):
         return {self.target: batch.target_masks[self.target]}
@@ -79,8 +78,8 @@ class Square:
 
 
 OBJECTIVES = {
-    "robot": {"action": (Square("robot", "action"), 1.0)},
-    "vl": {"point": (Square("vl", "point"), 0.5)},
+    "robot": {"action": (Square(head="robot", target="action"), 1.0)},
+    "vl": {"point": (Square(head="vl", target="point"), 0.5)},
 }
 
 

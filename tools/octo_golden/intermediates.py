@@ -16,7 +16,7 @@ import numpy as np
 from tools.octo_golden import forward
 from tools.octo_golden.golden import Golden
 from vla_jax.backbones import t5
-from vla_jax.models.importers import _octo_params
+from vla_jax.models.importers import _params
 
 Calls = dict[str, list[tuple[Any, Any]]]  # our module -> (inputs, answer) of each of its calls
 UNSEEN = -1e8  # in a bias: below it stand the keys that are not to be seen, however far
@@ -134,7 +134,7 @@ def _places(golden: Golden, name: str):
     theirs = name.removesuffix("/__call__/0")
     for path in golden.checkpoint.parameters:
         if path.rpartition("/")[0] == theirs:
-            (ours,) = _octo_params.origins([path]) or (None,)
+            (ours,) = _params.origins([path]) or (None,)
             if ours is not None:
                 layer = re.match(BLOCK, name)
                 module = ours.removeprefix("params/").rpartition("/")[0]

@@ -14,7 +14,7 @@ import numpy as np
 
 from tools.octo_golden.golden import Golden
 from vla_jax import plugin, trees, types
-from vla_jax.models.importers import _octo_params
+from vla_jax.models.importers import _params
 from vla_jax.nn import layout as layouts
 from vla_jax.nn import pooling, score, token_learner, trunk
 
@@ -133,7 +133,7 @@ def _transformer(params: Mapping[str, Any], parts: Mapping[str, Any]) -> np.ndar
 def _placed(theirs: str, ours: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of a module of ours, through the importer's own table."""
     flat = {f"{theirs}/{path}": leaf for path, leaf in trees.flatten(params).items()}
-    placed, unused = _octo_params.place(flat)
+    placed, unused = _params.place(flat)
     if unused:
         raise ValueError(f"the importer has no place for {list(unused)}")
     prefix = f"params/{ours}/"

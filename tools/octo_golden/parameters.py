@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tools.octo_golden.golden import Golden
-from vla_jax.models.importers import _octo_params
+from vla_jax.models.importers import _params
 
 MANIFEST = "params_manifest.json"
 
@@ -25,7 +25,7 @@ def theirs(ours: Mapping[str, Any], like: Mapping[str, np.ndarray]) -> dict[str,
         path: np.arange(ends[i], ends[i + 1]).reshape(array.shape)
         for i, (path, array) in enumerate(like.items())
     }
-    placed, _ = _octo_params.place(numbered)
+    placed, _ = _params.place(numbered)
     flat = np.full(ends[-1], np.nan)
     for path, numbers in placed.items():
         if path in ours and np.shape(ours[path]) == numbers.shape:

@@ -14,7 +14,7 @@ from tools.octo_golden.golden import ATOL, GRADIENTS, OUTPUTS, Golden
 from tools.octo_golden.heads import losses, shape
 from tools.octo_golden.parameters import theirs
 from vla_jax import trees
-from vla_jax.models.importers import _octo_params
+from vla_jax.models.importers import _params
 
 # Octo's pretraining config; the goldens warm up in 2 steps, as their README says.
 PEAK, TIMESCALE, DECAY, CLIP = 3e-4, 10_000, 0.1, 1.0
@@ -177,7 +177,7 @@ def frozen(path: str) -> bool:
 
 def _optimizer(golden: Golden, variables: Any) -> optax.GradientTransformation:
     """Octo's AdamW: what Octo calls a kernel decays, and the text encoder stays as it is."""
-    origins = _octo_params.origins(golden.checkpoint.parameters)
+    origins = _params.origins(golden.checkpoint.parameters)
     paths = [path for path, _ in trees.items(variables)]
     decays = trees.unflatten({p: any("kernel" in o for o in origins.get(p, ())) for p in paths})
     labels = trees.unflatten({path: "frozen" if frozen(path) else "trained" for path in paths})

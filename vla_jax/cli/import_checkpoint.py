@@ -2,18 +2,21 @@
 
   vla import octo octo-small-1.5 --text-tokenizer t5-base/spiece.model --out runs/octo
   vla import octo CKPT --step 300000 --text-tokenizer t5-base/tokenizer.json --out DIR
+  vla import crossformer CKPT --out DIR
 
 Prints which parameters were mapped, which the checkpoint lacks and which went unused, and refuses
 to import a part of them unless --partial says so. The last line on stdout is what the policy
 expects, as JSON: picture sizes, words, statistics, actions. The folder keeps it, as contract.json
 and in the checkpoint's provenance; Policy.contract says the same. Nothing is fetched from the
-network; a T5's tokenizer comes from a local spiece.model or tokenizer.json.
+network; a T5's tokenizer comes from a local spiece.model or tokenizer.json. CrossFormer has no
+tokenizer: its policies are given embeddings of sentences.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -21,12 +24,12 @@ import shutil
 
 from vla_jax import plugin
 
-KINDS = ("octo",)
+KINDS = ("octo", "crossformer")  # each a file of models/importers
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("kind", help="whose checkpoint it is: octo")
+    parser.add_argument("kind", help=f"whose checkpoint it is: {' or '.join(KINDS)}")
     parser.add_argument("checkpoint", help="its folder")
     parser.add_argument("--out", required=True, help="a new folder for ours")
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
@@ -42,14 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     check_out(out)
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
     from vla_jax.codecs import text_tokenizer
-    from vla_jax.models.importers import octo
 
+    project = importlib.import_module(f"vla_jax.models.importers.{arguments.kind}")
     words = None
     if arguments.text_tokenizer:
         words = text_tokenizer.TextTokenizer.load(arguments.text_tokenizer)
-    found = octo.read(arguments.checkpoint, arguments.step)
-    octo.check_words(found, words)
-    native = octo.translate(found, text_tokenizer=words, partial=arguments.partial)
+    found = project.read(arguments.checkpoint, arguments.step)
+    project.check_words(found, words)
+    native = project.translate(found, text_tokenizer=words, partial=arguments.partial)
     print(native.report)
     for setting in native.left_out:
         print(f"  left out  {setting}")
@@ -83,7 +86,7 @@ def write(out: pathlib.Path, found, native) -> None:
         action_spaces=native.spaces,
     )
     source = dict(
-        kind=KINDS[0],
+        kind=found.project.name,
         folder=str(found.folder.absolute()),
         step=found.step,
         contract=native.contract,

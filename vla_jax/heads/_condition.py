@@ -55,6 +55,21 @@ class Condition:
             parts.append(pool(outputs)[:, :, 0])
         return jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
 
+    def by_token(
+        self,
+        outputs: Mapping[str, types.Output],
+        heads: Mapping[str, Any],
+        batch: types.Batch,
+        pool: _pool.Pool,
+    ) -> jax.Array:
+        """[B, W, n, F]: the same, once with each of the n tokens of the source."""
+        tokens = pool(outputs).astype(jnp.float32)  # [B, W, n, D]
+        if not (self.reads or self.proprio):
+            return tokens
+        shared = self(outputs, heads, batch, None)[:, :, None]
+        shared = jnp.broadcast_to(shared, (*tokens.shape[:3], shared.shape[-1]))
+        return jnp.concatenate([shared, tokens], axis=-1)
+
     def pool(self, dtype: Any) -> _pool.Pool | None:
         """What reads the source's tokens, for a head's `setup`; None without a source."""
         return None if self.source is None else _pool.Pool(source=self.source, dtype=dtype)
@@ -88,10 +103,17 @@ def make(
     proprio: tuple[str, ...],
     relative_to: str | None,
     groups: tuple[str, ...] = (),
-    pool: str = "mean",
+    pool: str | None = None,
+    count: int | None = None,
 ) -> Condition:
-    """A checked Condition; UserError when there is nothing to predict from."""
-    source = _pool.make(context, readout=readout, groups=groups, pool=pool)
+    """A checked Condition; UserError when there is nothing to predict from.
+
+    `count` tokens are read one by one (`by_token`), as they are or pooled to so many by "map";
+    without it, all become one, their mean unless `pool` says otherwise.
+    """
+    several = {} if count is None else dict(count=count, known=("none", "map"))
+    pool = pool or ("mean" if count is None else "none")
+    source = _pool.make(context, readout=readout, groups=groups, pool=pool, **several)
     if not (source or reads or proprio):
         raise plugin.UserError(
             f"heads.{context.name}: nothing to predict from; name a readout, token groups, a head "

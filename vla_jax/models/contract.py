@@ -72,10 +72,15 @@ def readings(config: config_lib.TrainConfig, stream: str) -> tuple[str, ...]:
 
 def _language(tokenizers, words: text_tokenizer_lib.TextTokenizer | None) -> str | None:
     if words is None:
-        given = any(
-            spec.get("embedding_size") and spec.get("encoder") is None for spec in tokenizers
+        spec = specs.embedded(tokenizers)
+        if spec is None:
+            return None
+        size, by = spec["embedding_size"], spec.get("embedded_by")
+        return (
+            f"as an embedding of {size} numbers, language_embedding"
+            + (f", by {by}" if by else "")
+            + ("" if spec.get("masked", True) else "; the empty text's where there is none")
         )
-        return "as an embedding, language_embedding" if given else None
     kind = "cut to fit, ended by EOS" if words.ends_texts else "refused where it is too long"
     return f"a sentence, {kind}; an empty one is no instruction"
 
@@ -86,4 +91,4 @@ def _entry(entry: normalizer_lib.Entry) -> dict[str, Any]:
 
 def _space(space: types.ActionSpace) -> dict[str, Any]:
     groups = {group.name: group.size for group in space.groups}
-    return dict(size=space.size, groups=groups, control_hz=space.control_hz)
+    return dict(size=space.size, groups=groups, control_hz=space.control_hz or None)

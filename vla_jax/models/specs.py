@@ -24,7 +24,7 @@ its file's `IMPORTED`, which weights made elsewhere need and new ones should not
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vla_jax import plugin, types
@@ -68,6 +68,12 @@ def views(tokenizer: Spec) -> tuple[str, ...]:
 def readings(tokenizer: Spec) -> tuple[str, ...]:
     """The proprio groups that a tokenizer reads."""
     return _names(arguments("tokenizers", tokenizer), "group", "groups")
+
+
+def embedded(tokenizers: Iterable[Spec]) -> Spec | None:
+    """The tokenizer that reads the instruction as an embedding made elsewhere, if there is one."""
+    found = (s for s in tokenizers if s.get("embedding_size") and s.get("encoder") is None)
+    return next(found, None)
 
 
 def of_view(tokenizer: Spec, view: str) -> dict[str, Any]:

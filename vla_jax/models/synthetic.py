@@ -69,7 +69,7 @@ def _row(config, settings: config_lib.StreamConfig, vocabulary_size: int, rng) -
         for group in body.proprio
     }
     real = np.ones(window, bool)
-    length = int(rng.integers(2, tokens + 1))
+    length = int(rng.integers(min(2, tokens), tokens + 1))
     targets, masks = _targets(config, settings, spaces, proprio, vocabulary_size, rng)
     row = dict(
         observation=dict(

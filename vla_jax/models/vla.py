@@ -98,7 +98,7 @@ class VLA(nn.Module):
         for stream in self.streams.values():
             for name in stream.groups:
                 tokenizer = self.tokenizers[name]
-                if repeats(tokenizer):
+                if repeats(tokenizer) or not tokenizer.num_tokens:
                     continue  # its tokens bring the position of the group that they repeat
                 steps = stream.window if tokenizer.per_step else 0
                 tables[name] = (max(steps, tables.get(name, (0, 0))[0]), tokenizer.num_tokens)
@@ -176,7 +176,8 @@ class VLA(nn.Module):
         for name in config.groups:
             tokenizer = self.tokenizers[name]
             steps = config.window if tokenizer.per_step else 0
-            groups.append(layouts.Group(name=name, tokens=tokenizer.num_tokens, steps=steps))
+            if tokenizer.num_tokens:  # else other tokenizers read it, and the trunk never does
+                groups.append(layouts.Group(name=name, tokens=tokenizer.num_tokens, steps=steps))
         for name in config.readouts:
             count = self.model.readouts[name]
             groups.append(layouts.Group(f"readout_{name}", tokens=count, steps=config.window))
@@ -223,23 +224,20 @@ class VLA(nn.Module):
         `extra` are the tokens that heads add in training. With `cached`, the layout keeps room for
         them and the cache can be decoded from.
         """
-        config = self.streams[stream]
         mask = batch.observation.timestep_mask  # [B, W]
-        tokens, valid = {}, {}
-        for name, group in groups.items():
-            valid[name] = group.valid
-            repeated = repeats(self.tokenizers[name])
-            table = self.positions[repeated or name](config.window)[None]  # [1, n, D], [1, W, n, D]
-            tokens[name] = group.tokens + (table[:, None] if repeated else table)
-        for name in config.readouts:
-            table = self.positions[f"readout_{name}"](config.window)[None]  # [1, W, R, D]
-            tokens[f"readout_{name}"] = jnp.broadcast_to(table, (mask.shape[0], *table.shape[1:]))
+        part = self.layout(stream, head_tokens=bool(extra))
+        groups = {name: group for name, group in groups.items() if self.tokenizers[name].num_tokens}
+        tokens, tables = self._placed(stream, groups, mask)
+        valid = {name: group.valid for name, group in groups.items()}
         for name, made in (tokens | extra).items():
             if name not in valid:
                 real = jnp.ones_like(mask) if self.model.legacy.readouts else mask
                 valid[name] = jnp.broadcast_to(real[..., None], made.shape[:3])
         tokens |= extra
-        part = self.layout(stream, head_tokens=bool(extra))
+        offsets = None
+        if tables:  # tokens of heads bring their own positions, once
+            tables |= {name: jnp.zeros_like(made[:1]) for name, made in extra.items()}
+            offsets = layouts.join(part, tables)
         whole, cache, slots = part, None, None
         if cached:
             whole = self.layout(stream, head_tokens=True)
@@ -253,6 +251,7 @@ class VLA(nn.Module):
             cond=cond,
             cache=cache,
             slots=slots,
+            offsets=offsets,
         )
         outputs = {}
         for name in tokens:
@@ -265,6 +264,29 @@ class VLA(nn.Module):
             )
         return outputs, cache
 
+    def _placed(self, stream: str, groups: Mapping[str, types.TokenGroup], mask: jax.Array):
+        """({group: tokens}, {group: positions [1, (W,) n, D]}): of groups and readouts.
+
+        The tokens have their positions in them already, and there are no others, unless the trunk
+        adds them in every layer.
+        """
+        config, apart = self.streams[stream], self.trunk.position == "every_layer"
+        tokens, tables = {}, {}
+        for name, group in groups.items():
+            repeated = repeats(self.tokenizers[name])
+            table = self.positions[repeated or name](config.window)[None]  # [1, n, D], [1, W, n, D]
+            table = table[:, None] if repeated else table
+            tokens[name] = group.tokens if apart else group.tokens + table
+            if apart:
+                tables[name] = jnp.broadcast_to(table, (1, *group.tokens.shape[1:]))
+        for name in (f"readout_{name}" for name in config.readouts):
+            table = self.positions[name](config.window)[None]  # [1, W, R, D]
+            shown = jnp.zeros_like(table) if apart else table
+            tokens[name] = jnp.broadcast_to(shown, (mask.shape[0], *table.shape[1:]))
+            if apart:
+                tables[name] = table
+        return tokens, tables
+
     def _decode(self, stream, groups, cond, cache):
         """({group: [B, n, D]}, cache) of head tokens {group: [B, n, D]} of the newest step."""
         whole = self.layout(stream, head_tokens=True)
@@ -274,13 +296,16 @@ class VLA(nn.Module):
             tokens.setdefault(whole.find(name).expert, []).append(groups[name])
         slots = np.concatenate([whole.slot(name)[-1] for name in order])
         batch_size = next(iter(groups.values())).shape[0]
+        given = {expert: jnp.concatenate(parts, axis=1) for expert, parts in tokens.items()}
+        apart = self.trunk.position == "every_layer"
         joined, cache = self.trunk(
-            {expert: jnp.concatenate(parts, axis=1) for expert, parts in tokens.items()},
+            given,
             whole,
             jnp.ones((batch_size, len(slots)), bool),
             cond=cond,
             cache=cache,
             slots=slots,
+            offsets={e: jnp.zeros_like(x[:1]) for e, x in given.items()} if apart else None,
         )
         outputs, start = {}, dict.fromkeys(joined, 0)
         for name in order:

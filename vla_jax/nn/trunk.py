@@ -27,6 +27,7 @@ from vla_jax.nn import layout as layouts
 from vla_jax.parallel import mesh
 
 Tokens = dict[str, jax.Array]  # expert -> [B, L_e, D_e]
+POSITIONS = ("none", "rope", "every_layer")
 
 
 @jax.tree_util.register_dataclass
@@ -82,12 +83,18 @@ class Expert(nn.Module):
         self.attention_condition = modulation(self.width, dtype)
         self.mlp_condition = modulation(self.width, dtype)
 
-    def before(self, x: jax.Array, cond: jax.Array | None) -> tuple[jax.Array, ...]:
-        """Query [B, L, N, H], key and value [B, L, K, H] of x [B, L, D]."""
+    def before(
+        self, x: jax.Array, cond: jax.Array | None, offset: jax.Array | None
+    ) -> tuple[jax.Array, ...]:
+        """Query [B, L, N, H], key and value [B, L, K, H] of x [B, L, D].
+
+        `offset` [B or 1, L, D] says where the tokens stand; values do not know it.
+        """
         x = self.attention_norm(x)
         if cond is not None:
             x = norms.modulate(x, self.attention_condition(cond))
-        qkv = self.query(x), self.key(x), self.value(x)
+        placed = x if offset is None else x + offset.astype(x.dtype)
+        qkv = self.query(placed), self.key(placed), self.value(x)
         return tuple(mesh.constrain(y, "batch", None, "tensor", None) for y in qkv)
 
     def after(
@@ -115,14 +122,17 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, tokens: Tokens, scanned: tuple, shared: dict) -> tuple[Tokens, Any]:
         index, cached = scanned
-        cond = shared["cond"] or {}
+        cond, offsets = shared["cond"] or {}, shared["offsets"] or {}
         slots = shared["slots"] if self.slots is None else np.asarray(self.slots, np.int32)
         experts = {
             name: Expert(self.sizes, width, hidden, name=name)
             for name, width, hidden in self.sizes.experts
             if name in tokens
         }
-        qkv = {name: e.before(tokens[name], cond.get(name)) for name, e in experts.items()}
+        qkv = {
+            name: e.before(tokens[name], cond.get(name), offsets.get(name))
+            for name, e in experts.items()
+        }
         order = _order(self.layout, self.slots, tuple(tokens))
         query, key, value = (_interleave([qkv[e][i] for e in tokens], order) for i in range(3))
         if self.sizes.position == "rope":
@@ -149,8 +159,10 @@ class Trunk(nn.Module):
     """A transformer over token groups; see the module's drawing.
 
     `experts` are further ones, {name: {"width": D, "mlp": F}}, beside the default one, `trunk`.
-    `position` is "none" (tokens bring learned positions) or "rope". `remat` is False, True (keep
-    nothing) or the name of a policy in `jax.checkpoint_policies`. `unseeing`: see attention.py.
+    `position` is "none" (tokens bring learned positions), "rope", or "every_layer": learned ones
+    are given as `offsets` and added to what queries and keys are made of, in every layer (DETR,
+    Carion et al. 2020; CrossFormer). `remat` is False, True (keep nothing) or the name of a policy
+    in `jax.checkpoint_policies`. `unseeing`: see attention.py.
     """
 
     width: int
@@ -180,6 +192,7 @@ class Trunk(nn.Module):
         cond: dict[str, jax.Array] | None = None,
         cache: Cache | None = None,
         slots: np.ndarray | None = None,
+        offsets: Tokens | None = None,
     ) -> tuple[Tokens, Cache | None]:
         """({expert: [B, L_e, D_e]} after the final norm, the cache with these tokens written).
 
@@ -188,11 +201,13 @@ class Trunk(nn.Module):
         (starting at none). Without a cache the tokens are the whole layout. With one
         (`empty_cache`) they may be a part: `slots` are their static places; without `slots` they
         follow `cache.length`, which may be traced, and belong to one expert. They attend to what
-        the cache holds and to each other; a slot written again is replaced. Raises UserError when
-        tokens, layout and sizes do not fit.
+        the cache holds and to each other; a slot written again is replaced. `offsets`
+        {expert: [B or 1, L_e, D_e]} are the tokens' positions where `position` is "every_layer".
+        Raises UserError when tokens, layout and sizes do not fit.
         """
         sizes, rules = self._sizes(), visibility.make(self.rules)
         _check(sizes, layout, tokens, valid, cache, slots)
+        _check_offsets(self.position, tokens, offsets)
         static = None if slots is None else tuple(int(s) for s in slots)
         places = _places(valid.shape[1], cache, slots)
         seen, position = _valid_and_position(layout, valid, cache, places)
@@ -201,6 +216,7 @@ class Trunk(nn.Module):
             position=position if places is None else position[:, places],
             slots=places if static is None else None,  # static ones stay numpy, as a field of Layer
             cond=cond,
+            offsets=offsets,
             key=key if self.dropout else None,
         )
         run = self._layers()(sizes, layout, rules, static, name="layers")
@@ -247,10 +263,8 @@ class Trunk(nn.Module):
             raise plugin.UserError(
                 f"trunk: {self.heads} heads do not divide over {kv_heads} kv_heads"
             )
-        if self.position not in ("none", "rope"):
-            raise plugin.UserError(
-                plugin.unknown("trunk.position", self.position, ("none", "rope"))
-            )
+        if self.position not in POSITIONS:
+            raise plugin.UserError(plugin.unknown("trunk.position", self.position, POSITIONS))
         experts = [("trunk", self.width, self.mlp)]
         experts += [(name, e["width"], e["mlp"]) for name, e in self.experts.items()]
         return Sizes(
@@ -304,6 +318,20 @@ def _check(sizes, layout, tokens, valid, cache, slots) -> None:
             f"trunk: {count} tokens for {expected} places of the layout; give a cache, and static "
             "slots when there are several experts"
         )
+
+
+def _check_offsets(position: str, tokens: Tokens, offsets: Tokens | None) -> None:
+    if (offsets is not None) != (position == "every_layer"):
+        raise plugin.UserError(
+            f"trunk: position={position!r}, and offsets are {'' if offsets else 'not '}given; they "
+            "belong to 'every_layer'"
+        )
+    for name, x in tokens.items() if offsets is not None else ():
+        shape = None if name not in offsets else offsets[name].shape
+        if shape is None or shape[1:] != x.shape[1:] or shape[0] not in (1, x.shape[0]):
+            raise plugin.UserError(
+                f"trunk: offsets of expert {name!r} have shape {shape}, its tokens {x.shape}"
+            )
 
 
 def _places(count: int, cache: Cache | None, slots: np.ndarray | None):

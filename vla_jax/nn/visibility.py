@@ -104,16 +104,19 @@ def reaches(
     """Whether what enters at group `source` can arrive at `target` through any number of layers.
 
     `conditioning` says what each group's tokenizer reads, {group: groups} (FiLM by the task lets
-    the text into the image tokens); what is read is the tokens before the trunk. Raises UserError
-    for an unknown group or an unmatched pair.
+    the text into the image tokens); what is read is the tokens before the trunk, also of groups
+    that stand in `conditioning` alone and have no tokens there. Raises UserError for an unknown
+    group or an unmatched pair.
     """
     by_name = {group.name: group for group in groups}
+    known = {**by_name, **(conditioning or {})}
     for name in (source, target):
-        if name not in by_name:
-            raise plugin.UserError(plugin.unknown("visibility.reaches", name, by_name))
-    reads = {name: tuple((conditioning or {}).get(name, ())) for name in by_name}
+        if name not in known:
+            raise plugin.UserError(plugin.unknown("visibility.reaches", name, known))
+    reads = {name: tuple((conditioning or {}).get(name, ())) for name in known}
     attended = _closure(
-        target, lambda q: [k for k in by_name if sees(rules, by_name[q], by_name[k])]
+        target,
+        lambda q: [k for k in by_name if q in by_name and sees(rules, by_name[q], by_name[k])],
     )
     entered = set().union(*(_closure(name, lambda q: reads.get(q, ())) for name in attended))
     return source in entered

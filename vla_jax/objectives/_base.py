@@ -1,9 +1,10 @@
 """What every objective has: a head's name, a mask and sums; never a mean, never a parameter.
 
     mask(batch)                       {name: bool mask}; its sum is the count of the loss
+    count(batch)                      that sum, or what else the loss is divided by
     __call__(answers, errors, batch)  (sum, {name: (sum, count)})
 
-An objective has one mask. The step divides `sum` by the count of the whole global batch, so that
+An objective has one mask. The step divides `sum` by `count` of the whole global batch, so that
 masks, gradient accumulation and hosts stay exact. The dict holds further figures to
 log.
 """
@@ -29,6 +30,10 @@ class Objective:
 
     head: str
     couples_rows: ClassVar[bool] = False  # True: a row's error depends on other rows of the batch
+
+    def count(self, batch: types.Batch) -> jax.Array:
+        """Float32 scalar that the sum is divided by: how many entries of the mask are real."""
+        return sum(jnp.sum(mask, dtype=jnp.float32) for mask in self.mask(batch).values())
 
     def check(self, reaches: Reaches) -> None:
         """Raises UserError when the stream's visibility defeats the objective; asked at build."""

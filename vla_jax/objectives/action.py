@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from vla_jax import plugin, types
 from vla_jax.objectives import _base
@@ -18,6 +19,7 @@ class Action(_base.Objective):
 
     shape: tuple[int, int]  # C, A of the head
     index: int | None  # the head's action space in Batch.action_space; None: every row
+    by_rows: bool
 
     def mask(self, batch: types.Batch) -> dict[str, jax.Array]:
         """{"action": bool [B, W, C, A]}, the head's slice of the padded target."""
@@ -26,6 +28,14 @@ class Action(_base.Objective):
         if self.index is not None:
             mask = mask & (batch.action_space == self.index)[:, None, None, None]
         return {"action": mask}
+
+    def count(self, batch: types.Batch) -> jax.Array:
+        """How many numbers are real; with `by_rows` times rows, over those of the action space."""
+        numbers = super().count(batch)
+        if not self.by_rows or self.index is None:
+            return numbers
+        rows = jnp.sum(batch.action_space == self.index, dtype=jnp.float32)
+        return numbers * batch.action_space.shape[0] / jnp.maximum(rows, 1.0)
 
     def __call__(self, answers, errors, batch: types.Batch) -> tuple[jax.Array, _base.Sums]:
         """(sum, {}) in the head's own units (L1 or L2, normalised)."""
@@ -39,8 +49,13 @@ def make(
     head: str,
     action_space: str | None = None,
     action_horizon: int | None = None,
+    by_rows: bool = False,
 ) -> Action:
-    """An Action objective; give the `action_space` and `action_horizon` that the head has."""
+    """An Action objective; give the `action_space` and `action_horizon` that the head has.
+
+    With `by_rows` the mean counts as the share of the batch's rows that are of the action space, so
+    that heads of several spaces weigh what their data do (CrossFormer, train.py).
+    """
     index, size = None, context.action_size
     if action_space is not None:
         names = [space.name for space in context.action_spaces]
@@ -50,4 +65,4 @@ def make(
         index = names.index(action_space)
         size = context.action_spaces[index].size
     action_horizon = context.action_horizon if action_horizon is None else action_horizon
-    return Action(head=head, shape=(action_horizon, size), index=index)
+    return Action(head=head, shape=(action_horizon, size), index=index, by_rows=by_rows)

@@ -143,13 +143,14 @@ class Policy:
         del history[: -self.stream.window]
 
     def act(
-        self, instructions: Sequence[str], *, masked_views: Sequence[str] = ()
+        self, instructions: Sequence[str | np.ndarray], *, masked_views: Sequence[str] = ()
     ) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
         """(actions [rows, C, A] in the datasets' units, the answers {head: {name: [rows, …]}}).
 
-        Every row must have been observed; `masked_views` hides cameras (the blind control). With
-        rows of several action spaces A is the largest, and zeros fill the others; C is the shortest
-        chunk.
+        An instruction is a sentence; or, where the contract asks for an embedding, its numbers [F]
+        or [T, F]. Every row must have been observed; `masked_views` hides cameras (the blind
+        control). With rows of several action spaces A is the largest, and zeros fill the others; C
+        is the shortest chunk.
         """
         batch = self.batch(instructions, masked_views=masked_views)
         self._queries += self.rows
@@ -157,7 +158,7 @@ class Policy:
         return self._actions(answers), answers
 
     def batch(
-        self, instructions: Sequence[str], *, masked_views: Sequence[str] = ()
+        self, instructions: Sequence[str | np.ndarray], *, masked_views: Sequence[str] = ()
     ) -> types.Batch:
         """What the network is shown for these instructions and the histories."""
         self._check_query(instructions, masked_views)
@@ -214,7 +215,8 @@ class Policy:
     def _task(self, instructions: Sequence[str]) -> dict:
         """Ids and mask [rows, T] as the data road makes them; no instruction is all padding."""
         if self.text_tokenizer is None:
-            return {}
+            read = specs.embedded(self.config.model.tokenizers[n] for n in self.stream.groups)
+            return {} if read is None else _embeddings(read, instructions)
         size = self.stream.max_tokens
         encoded = [self.text_tokenizer.instruction(text, size) for text in instructions]
         values = {"language": np.stack([pieces for pieces, _ in encoded])}
@@ -295,6 +297,28 @@ class Policy:
             f"policy: the action space {space.name!r} needs one head that answers for it; heads of "
             f"the stream that answer with an action, and their action_space: {specs or 'none'}"
         )
+
+
+def _embeddings(tokenizer: specs.Spec, given: Sequence[Any]) -> dict:
+    """The task of instructions that were embedded elsewhere, for a tokenizer that reads them."""
+    tokens, size = tokenizer["max_tokens"], tokenizer["embedding_size"]
+    shape = (size,) if tokens == 1 else (tokens, size)
+    rows = []
+    for row, embedding in enumerate(given):
+        found = None if isinstance(embedding, str) else np.asarray(embedding)
+        if found is None or found.shape != shape or found.dtype.kind not in "fi":
+            got = repr(embedding) if found is None else f"{found.dtype} {found.shape}"
+            made = specs.arguments("tokenizers", tokenizer)["embedded_by"]
+            raise plugin.UserError(
+                f"policy.act, instruction of row {row}: got {got}, expected the sentence's "
+                f"embedding{f' by {made}' if made else ''}, float {list(shape)}; the empty text's "
+                "where there is no instruction"
+            )
+        if not np.isfinite(found).all():
+            raise plugin.UserError(f"policy.act, instruction of row {row}: not finite")
+        rows.append(found.astype(np.float32))
+    masks = np.ones((len(rows), *shape[:-1]), bool)
+    return dict(values={"language_embedding": np.stack(rows)}, masks={"language_embedding": masks})
 
 
 def _entry(where: str, given: Mapping[str, Any], name: str) -> Any:

@@ -9,6 +9,9 @@ it out of the trained parameters (and the optimizer's memory) with the row
 
     (r"params/tokenizers_NAME/encoder/.*", True)        NAME: "language", as the config calls this
 
+With `in_trunk=False` the trunk never sees it: other tokenizers read its stem (FiLM), as in
+CrossFormer, where an embedding of the sentence modulates the images and nothing else.
+
 A batch that brings `language_embedding` beside the ids is believed: the encoder does not run. So a
 policy may keep what it said of an instruction (`embed`; models/build.py, Network.embed_text).
 Octo: model/components/tokenizers.py, LanguageTokenizer.
@@ -43,6 +46,8 @@ class EncodedLanguage(nn.Module):
     max_tokens: int
     finetune: bool
     attend_padding: bool
+    in_trunk: bool
+    masked: bool
     embedding_size: int | None
     pad_id: int
     reads: tuple[str, ...]
@@ -53,8 +58,8 @@ class EncodedLanguage(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """T."""
-        return self.max_tokens
+        """T, or none that the trunk sees."""
+        return self.max_tokens if self.in_trunk else 0
 
     @nn.compact
     def __call__(self, batch: types.Batch, groups: dict[str, types.TokenGroup]) -> types.TokenGroup:
@@ -69,7 +74,11 @@ class EncodedLanguage(nn.Module):
             stem = self.embed(ids, valid)
         if self.attend_padding:
             valid = jnp.broadcast_to(valid.any(-1, keepdims=True), valid.shape)
+        if not self.masked:
+            valid = jnp.ones_like(valid)
         stem = stem.astype(self.dtype)
+        if not self.in_trunk:
+            return types.TokenGroup(tokens=stem[:, :0], valid=valid, stem=stem)
         tokens = linear.Dense(self.width, dtype=self.dtype, name="project")(stem)
         return types.TokenGroup(tokens=tokens, valid=valid, stem=stem)
 
@@ -111,7 +120,10 @@ def make(
     max_tokens: int,
     finetune: bool = False,
     attend_padding: bool = False,
+    in_trunk: bool = True,
+    masked: bool = True,
     embedding_size: int | None = None,
+    embedded_by: str | None = None,
     reads: tuple[str, ...] = (),
 ) -> EncodedLanguage:
     """The tokenizer of the instruction in T = `max_tokens` tokens.
@@ -124,38 +136,48 @@ def make(
       finetune: let gradients into the encoder.
       attend_padding: all T tokens are real where the row has an instruction at all (as in Octo,
         whose released weights need it); False: only its pieces are.
+      in_trunk: False: no token of it enters the trunk; others read its stem.
+      masked: False: what stands there is real even where the row has no instruction (CrossFormer,
+        which embeds the empty text).
       embedding_size: F of a `language_embedding`; None: whatever comes. Random batches
         (`vla smoke`) need it where there is no encoder.
+      embedded_by: what made the embeddings that it was trained with, for whoever must make more.
       reads: groups to read; none is needed.
 
     Raises UserError for an encoder that is no text encoder, or whose table is smaller than the
     vocabulary of the text tokenizer.
     """
-    where, words = f"tokenizers.{context.name}", context.text_tokenizer
-    built = None
+    del embedded_by  # the contract says it (models/contract.py)
+    words, built = context.text_tokenizer, None
     if encoder is not None:
-        if "type" in encoder:
-            module = plugin.module("backbones", encoder["type"])
-            if getattr(module, "modality", None) != "text":
-                raise plugin.UserError(
-                    f"{where}.encoder: {encoder['type']!r} encodes no text; t5 does"
-                )
-        built = plugin.build("backbones", encoder, context)
+        built = _encoder(context, encoder)
         embedding_size = built.width if embedding_size is None else embedding_size
-        if words is not None and words.vocabulary_size > built.vocabulary_size:
-            raise plugin.UserError(
-                f"{where}.encoder: a table of {built.vocabulary_size} pieces, but the text "
-                f"tokenizer has {words.vocabulary_size}; use the tokenizer that the encoder was "
-                "trained with"
-            )
     return EncodedLanguage(
         encoder=built,
         max_tokens=max_tokens,
         finetune=finetune,
         attend_padding=attend_padding,
+        in_trunk=in_trunk,
+        masked=masked,
         embedding_size=embedding_size,
         pad_id=0 if words is None else words.pad_id,
         reads=tuple(reads),
         width=context.width,
         dtype=context.dtype,
     )
+
+
+def _encoder(context: types.Context, spec: dict) -> nn.Module:
+    """The text encoder of a spec; UserError for another kind, or one of fewer pieces than words."""
+    where, words = f"tokenizers.{context.name}.encoder", context.text_tokenizer
+    if "type" in spec:
+        module = plugin.module("backbones", spec["type"])
+        if getattr(module, "modality", None) != "text":
+            raise plugin.UserError(f"{where}: {spec['type']!r} encodes no text; t5 does")
+    built = plugin.build("backbones", spec, context)
+    if words is not None and words.vocabulary_size > built.vocabulary_size:
+        raise plugin.UserError(
+            f"{where}: a table of {built.vocabulary_size} pieces, but the text tokenizer has "
+            f"{words.vocabulary_size}; use the tokenizer that the encoder was trained with"
+        )
+    return built

@@ -145,13 +145,7 @@ def _dropout(config: config_lib.TrainConfig) -> bool:
 def _counts(objectives: Objectives, batches: Batches) -> dict[str, dict[str, jax.Array]]:
     """{stream: {objective: number of real entries}} of the whole global batch, float32."""
     return {
-        stream: {
-            name: sum(
-                jnp.sum(mask, dtype=jnp.float32)
-                for mask in objective.mask(batches[stream]).values()
-            )
-            for name, (objective, _) in named.items()
-        }
+        stream: {name: objective.count(batches[stream]) for name, (objective, _) in named.items()}
         for stream, named in objectives.items()
     }
 

@@ -11,7 +11,7 @@ import pytest
 
 from vla_jax import plugin, trees, types
 from vla_jax.models import build
-from vla_jax.models.importers import _octo_params, octo
+from vla_jax.models.importers import _params, octo
 from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
 
@@ -185,7 +185,7 @@ def test_loss_and_gradient_of_tiny(tiny, fixtures_dir):
     value, gradient = both(native.variables)
     np.testing.assert_allclose(value, tiny.outputs["loss/loss"], rtol=1e-5)
     with np.load(fixtures_dir / "octo_golden" / "tiny" / "grads.npz") as file:
-        wanted, unused = _octo_params.place(dict(file))
+        wanted, unused = _params.place(dict(file))
     assert not unused
     got = {path: np.asarray(leaf) for path, leaf in trees.items(gradient)}
     frozen = {path for path in got if "/encoder/" in path and "language" in path}

@@ -1,27 +1,35 @@
-"""Octo's dataset_statistics.json as a Normalizer.
+"""A dataset_statistics.json of Octo or CrossFormer as a Normalizer.
 
-Octo normalizes by mean and deviation ("normal": our zscore) or by quantiles ("bounds": our q01_q99,
+Both normalize by mean and deviation ("normal": our zscore) or by quantiles ("bounds": our q01_q99,
 clipped to [-1, 1]), per dataset after pretraining, and flat, without a dataset's name, after
-fine-tuning.
+fine-tuning. Octo has one reading of the body, `proprio`; CrossFormer's are called `proprio_NAME`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from vla_jax import plugin
 from vla_jax.codecs import normalizer as normalizer_lib
+from vla_jax.models.importers import _project
 
-PROPRIO = "proprio"  # Octo's only reading of the body, and what its group is called here
+PROPRIO = "proprio"  # a reading of the body that has no other name
 NUMBERS = ("mean", "std", "min", "max", "p01", "p99")
-FLAT = "octo"  # the dataset key of statistics that name no dataset
+
+
+def readings(names: Iterable[str]) -> dict[str, str]:
+    """Proprio group -> the project's name of it, of those among `names`."""
+    found = [name for name in names if re.fullmatch(rf"{PROPRIO}(_\w+)?", name)]
+    return {name.removeprefix(f"{PROPRIO}_"): name for name in found}
 
 
 def normalizer(
     where: str,
+    project: _project.Project,
     found: Mapping[str, Any],
     config: Mapping[str, Any],
     size: int,
@@ -29,14 +37,16 @@ def normalizer(
 ) -> normalizer_lib.Normalizer:
     """The Normalizer of dataset_statistics.json; `mode` None takes the one that config.json says.
 
-    `size` is A, the numbers of an action; a dataset may have fewer (Octo pads them), not all may.
+    `size` is A, the numbers of an action; a dataset may have fewer (they are padded), not all may.
+    Readings in config.json's skip_norm_keys stay as they are.
 
     UserError, beginning with `where`, for a dataset without action statistics, statistics that
     `mode` needs and the file lacks, and numbers that cannot be.
     """
     if not isinstance(found, Mapping) or not found:
         raise plugin.UserError(f"{where}: {_FORM}")
-    datasets = {FLAT: found} if "action" in found else found
+    datasets = {project.name: found} if "action" in found else found
+    skipped = _find(config, "skip_norm_keys") or ()
     if mode is None:
         kind = _find(config, "action_proprio_normalization_type") or "normal"
         mode = "q01_q99" if "bounds" in str(kind).lower() else "zscore"
@@ -45,10 +55,11 @@ def normalizer(
         if not isinstance(fields, Mapping) or not isinstance(fields.get("action"), Mapping):
             raise plugin.UserError(f"{where}: {key} has no action statistics; {_FORM}")
         count = fields.get("num_transitions", 0)
+        named = {"action": "action"}
+        named |= {name: f"proprio/{group}" for group, name in readings(fields).items()}
         entries[key] = {
-            ours: _entry(f"{where}: {key}.{name}", fields[name], mode, count)
-            for name, ours in (("action", "action"), (PROPRIO, f"proprio/{PROPRIO}"))
-            if name in fields
+            ours: _entry(f"{where}: {key}.{name}", fields[name], mode, count, name in skipped)
+            for name, ours in named.items()
         }
     sizes = {key: len(fields["action"].active) for key, fields in entries.items()}
     if max(sizes.values()) != size:
@@ -61,12 +72,14 @@ def normalizer(
 
 
 _FORM = (
-    "expected {DATASET: {action: {mean, std, …}}}, or {action: …} after fine-tuning, as Octo's "
+    "expected {DATASET: {action: {mean, std, …}}}, or {action: …} after fine-tuning, as "
     "save_pretrained writes it"
 )
 
 
-def _entry(where: str, found: Mapping[str, Any], mode: str, count: Any) -> normalizer_lib.Entry:
+def _entry(
+    where: str, found: Mapping[str, Any], mode: str, count: Any, skipped: bool = False
+) -> normalizer_lib.Entry:
     """One field's entry; old checkpoints lack quantiles, and bounds stand in for them."""
     wanted = ("mean", "std") if mode == "zscore" else ("p01", "p99")
     for name in wanted:
@@ -97,7 +110,8 @@ def _entry(where: str, found: Mapping[str, Any], mode: str, count: Any) -> norma
     )  # fmt: skip
     lists = {name: tuple(values.tolist()) for name, values in numbers.items()}
     statistics = normalizer_lib.Statistics(int(np.asarray(count)), **lists)
-    clip = 1.0 if mode == "q01_q99" else None
+    clip = 1.0 if mode == "q01_q99" and not skipped else None
+    mode = "identity" if skipped else mode
     return normalizer_lib.Entry(mode, statistics, tuple(active.tolist()), clip=clip)
 
 

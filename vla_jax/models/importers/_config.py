@@ -1,9 +1,9 @@
-"""Octo's config.json in this project's words: a table from ModuleSpec names to plug-ins.
+"""A config.json of Octo or CrossFormer in this project's words: from ModuleSpecs to plug-ins.
 
-Octo names its modules by import path ({"module": "octo.model…", "name": "ImageTokenizer"}); only
-the last name counts here, so that moved and fine-tuned modules are found too. What Octo takes from
-an example batch (which cameras there are, their sizes, the length of an instruction) is taken from
-the one that lies beside every Octo checkpoint.
+Both name modules by import path ({"module": "octo.model…", "name": "ImageTokenizer"}); only the
+last name counts here, so that moved and fine-tuned modules are found too. What they take from an
+example batch (which cameras there are, their sizes, the length of an instruction) is taken from the
+one that lies beside every checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vla_jax import plugin, types
+from vla_jax.models.importers import _project, _statistics
 
 STREAM = "robot"
 # Encoders of Octo's vit_encoders.py by the last name of their ModuleSpec: ours, and what differs.
@@ -25,6 +26,7 @@ ENCODERS = {
     "PatchEncoder": ("patchify", {}),
     "ViTResnet": ("resnet", dict(stages=())),
     "ResNet26FILM": ("resnet", {}),
+    "ResNet26": ("resnet", {}),
 }
 RENAMED = {
     "small_stem": dict(patch_size="patch", features="widths", num_features="features"),
@@ -44,19 +46,20 @@ class Facts:
 
 
 class Translation:
-    """The organs of a native config; `model()` and `stream()` give its tables."""
+    """The organs of a native config, and its tables."""
 
-    def __init__(self, theirs: Mapping[str, Any], facts: Facts):
-        self._facts, self._octo = facts, theirs["model"]
+    def __init__(self, project: _project.Project, theirs: Mapping[str, Any], facts: Facts):
+        self.project, self._facts, self._model = project, facts, theirs["model"]
         self.window = int(theirs.get("window_size") or _window(facts))
         self.tokenizers: dict[str, dict] = {}
+        self.told: list[str] = []  # groups that others read and the trunk does not
         tasks, seen = (
-            (self._octo.get(table) or {}).items()
+            (self._model.get(table) or {}).items()
             for table in ("task_tokenizers", "observation_tokenizers")
         )
         self.tasks = [self._task(name, spec) for name, spec in tasks]
         self.seen = [self._observed(name, spec) for name, spec in seen]
-        if self._octo.get("repeat_task_tokens", False):
+        if self._model.get("repeat_task_tokens", False):
             self.seen += [self._repeated(name) for name in self.tasks]
 
     # ----------------------------------------------------------------------------- tokenizers
@@ -67,15 +70,16 @@ class Translation:
             encoder = self._facts.encoder if kwargs.get("encoder") else None
             if kwargs.get("encoder") and encoder is None:
                 raise plugin.UserError(
-                    f"octo checkpoint: config.json names the text encoder {kwargs['encoder']!r} of "
-                    f"{name!r}, but octo_transformer/task_tokenizers_{name}/hf_model/… is missing "
-                    "among the parameters; it was saved without its encoder"
+                    f"{self.project.name} checkpoint: config.json names the text encoder "
+                    f"{kwargs['encoder']!r} of {name!r}, but {self.project.root}/task_tokenizers_"
+                    f"{name}/hf_model/… is missing among the parameters; it was saved without its "
+                    "encoder"
                 )
             there = "language" if encoder else "language_instruction"
             if there not in self._facts.task:
                 raise plugin.UserError(
-                    f"octo config, task tokenizer {name!r}: the example batch has no {there}, only "
-                    f"{sorted(self._facts.task)}"
+                    f"{self.project.name} config, task tokenizer {name!r}: the example batch has "
+                    f"no {there}, only {sorted(self._facts.task)}"
                 )
             shape = self._facts.task[there]  # ids [1, T], an embedding [1, F] or [1, T, F]
             made = dict(
@@ -87,7 +91,7 @@ class Translation:
                 embedding_size=None if encoder else shape[-1],
             )
         else:
-            raise _unknown("task_tokenizers", name, kind, ("LanguageTokenizer",))
+            raise self._unknown("task_tokenizers", name, kind, ("LanguageTokenizer",))
         return self._add(name, made)
 
     def _observed(self, name: str, spec: Mapping) -> str:
@@ -98,7 +102,7 @@ class Translation:
             made = self._lowdim(name, kwargs)
         else:
             known = ("ImageTokenizer", "LowdimObsTokenizer")
-            raise _unknown("observation_tokenizers", name, kind, known)
+            raise self._unknown("observation_tokenizers", name, kind, known)
         return self._add(name, made)
 
     def _repeated(self, name: str) -> str:
@@ -106,6 +110,25 @@ class Translation:
         return self._add(
             f"repeat_{name}", dict(type="repeat", repeats=name, tokens=tokens, masked=False)
         )
+
+    def _telling(self) -> list[str]:
+        """The groups whose stem is the instruction's embedding, made where no task token is it."""
+        if not self.tasks and not self.told:
+            made = dict(
+                type="encoded_language",
+                encoder=None,
+                max_tokens=1,
+                embedding_size=self._facts.task["language_instruction"][-1],
+                in_trunk=False,
+                masked=False,
+                embedded_by=self.project.embedded_by,
+            )
+            self.told.append(self._add("language", made))
+        return self.tasks or self.told
+
+    def _unknown(self, table: str, name: str, kind: str, known: Sequence[str]):
+        where = f"{self.project.name} config, {table}.{name}"
+        return plugin.UserError(plugin.unknown(where, kind, known))
 
     def _add(self, name: str, spec: dict) -> str:
         name = name if name not in self.tokenizers else f"seen_{name}"
@@ -118,7 +141,7 @@ class Translation:
         views = _matching(stacked, self._facts.observation)
         goals = _matching(kwargs.get("task_stack_keys", ()), self._facts.task)
         film = _matching(kwargs.get("task_film_keys", ()), self._facts.task)
-        where = f"octo config, observation tokenizer {name!r}"
+        where = f"{self.project.name} config, observation tokenizer {name!r}"
         if not views:
             raise plugin.UserError(
                 f"{where}: none of {sorted(self._facts.observation)} in the example batch matches "
@@ -137,12 +160,20 @@ class Translation:
             goals=tuple(_view(where, goal) for goal in goals),
             image_size=tuple(sizes.pop()),
             token_learner=kwargs.get("num_tokens", 8) if kwargs.get("use_token_learner") else None,
-            reads=tuple(self.tasks) if film else (),
+            reads=tuple(self._telling()) if film else (),
         )
 
     def _lowdim(self, name: str, kwargs: Mapping) -> dict[str, Any]:
-        groups = _matching(kwargs.get("obs_keys", ()), self._facts.observation)
-        size = sum(self._facts.observation[group][-1] for group in groups)
+        names = sorted(self._facts.observation)
+        found = [n for pattern in kwargs.get("obs_keys", ()) for n in names if re.match(pattern, n)]
+        groups = tuple(_statistics.readings(found))
+        if not groups or len(groups) < len(found):
+            raise plugin.UserError(
+                f"{self.project.name} config, observation tokenizer {name!r}: reads {found}; "
+                f"expected readings of the body, proprio or proprio_…, of the example batch's "
+                f"{sorted(self._facts.observation)}"
+            )
+        size = sum(self._facts.observation[name][-1] for name in found)
         bins = None
         if kwargs.get("discretize"):
             bins = dict(
@@ -152,14 +183,20 @@ class Translation:
                 high=float(kwargs.get("high", 1)),
                 beyond="first",
             )
-        return dict(type="lowdim", groups=tuple(groups), size=size, bins=bins, masked=False)
+        return dict(
+            type="lowdim",
+            groups=groups,
+            size=size,
+            bins=bins,
+            masked=self.project.masked_readings,
+        )
 
     # -------------------------------------------------------------------------------- the rest
 
     @property
     def readouts(self) -> dict[str, int]:
         """Name -> tokens of each readout."""
-        return dict(self._octo.get("readouts") or {})
+        return dict(self._model.get("readouts") or {})
 
     def rules(self) -> tuple[tuple[str, str, str], ...]:
         """Octo's attention rules (block_transformer.py) between our groups."""
@@ -175,19 +212,23 @@ class Translation:
 
     def trunk(self) -> dict[str, Any]:
         """The trunk's sizes."""
-        sizes = self._octo["transformer_kwargs"]
+        sizes = self._model["transformer_kwargs"]
         dropout = float(sizes.get("dropout_rate") or 0.0)
         return dict(
-            width=int(self._octo["token_embedding_size"]),
+            width=int(self._model["token_embedding_size"]),
             depth=int(sizes["num_layers"]),
             heads=int(sizes["num_attention_heads"]),
             mlp=int(sizes["mlp_dim"]),
             **(dict(dropout=dropout) if dropout else {}),
+            **(dict(position="every_layer") if sizes.get("repeat_pos_enc") else {}),
         )
 
     def left_out(self, heads: Mapping[str, Mapping]) -> tuple[str, ...]:
-        """What of Octo's config has no counterpart here; it matters in training alone."""
-        rates = {"attention_dropout_rate of the transformer": self._octo["transformer_kwargs"]}
+        """What of their config has no counterpart here; it matters in training alone."""
+        rates = {"attention_dropout_rate of the transformer": self._model["transformer_kwargs"]}
+        for table in ("task_tokenizers", "observation_tokenizers"):
+            specs = (self._model.get(table) or {}).items()
+            rates |= {f"dropout_rate of the tokenizer {n}": spec["kwargs"] for n, spec in specs}
         rates |= {f"dropout_rate of the head {n}": spec["kwargs"] for n, spec in heads.items()}
         return tuple(
             f"{said} ({found[said.split()[0]]}): trained on without it"
@@ -196,9 +237,10 @@ class Translation:
         )
 
     def legacy(self) -> dict[str, Any]:
-        """The options that keep Octo's numbers."""
+        """The options that keep their numbers."""
+        correct = self._model.get("use_correct_attention", not self.project.shifted)
         return dict(
-            shifted=not self._octo.get("use_correct_attention", False),
+            shifted=not correct,
             unseeing="mean",
             readouts=True,
             oldest=True,
@@ -209,13 +251,9 @@ def arguments(spec: Mapping) -> dict[str, Any]:
     """The keyword arguments of a ModuleSpec under their newest names."""
     if spec.get("args"):
         raise plugin.UserError(
-            f"octo config: {spec['name']} has positional arguments {spec['args']}; name them"
+            f"config.json: {spec['name']} has positional arguments {spec['args']}; name them"
         )
     return {OLD_NAMES.get(name, name): value for name, value in spec["kwargs"].items()}
-
-
-def _unknown(table: str, name: str, kind: str, known: Sequence[str]) -> plugin.UserError:
-    return plugin.UserError(plugin.unknown(f"octo config, {table}.{name}", kind, known))
 
 
 def _matching(patterns: Sequence[str], names: Mapping[str, Any]) -> list[str]:

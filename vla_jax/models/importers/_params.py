@@ -1,8 +1,9 @@
-"""Where each parameter of an Octo checkpoint goes: a first-match table of regexes over its paths.
+"""Where each parameter of a checkpoint goes: a first-match table of regexes over its paths.
 
-A row is (Octo's path, our path). What a pattern calls `layer` becomes the leading axis of a stacked
-parameter. Shapes are the same but for axes of size 1 (see LEADING). Octo's paths: octo_module.py,
-transformer.py, tokenizers.py, vit_encoders.py, action_heads.py, diffusion.py.
+A row is (Octo's path, our path); CrossFormer's paths are Octo's but for their root (_project.py).
+What a pattern calls `layer` becomes the leading axis of a stacked parameter. Shapes are the same
+but for axes of size 1 (see LEADING). Octo's paths: octo_module.py, transformer.py, tokenizers.py,
+vit_encoders.py, action_heads.py, diffusion.py.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.models.importers import _project
 
 LAYER = r"octo_transformer/BlockTransformer_0/Transformer_0/encoderblock_(?P<layer>\d+)"
 OURS = "params/trunk/layers/trunk"
 SEEN = r"octo_transformer/observation_tokenizers_(\w+)"
 STEM, ENCODER = SEEN + r"/SmallStem\d*_0", r"params/tokenizers_\1/encoder"
 PATCHES, LEARNER = SEEN + r"/PatchEncoder_0", SEEN + r"/TokenLearner_0"
-RESNET = SEEN + r"/(?:ViTResnet|ResNet26FILM)_0"
+RESNET = SEEN + r"/(?:ViTResnet|ResNet26FILM|ResNet26)_0"
 UNIT, OUR_UNIT = RESNET + r"/block(\d+)/unit(\d+)", ENCODER + r"/stage_\2_unit_\3"
 ATTEND = r"MultiHeadDotProductAttention_0"
 NOISE = r"heads_(\w+)/diffusion_model"
@@ -98,10 +100,13 @@ LEADING = (r"params/positions_.*", r".*/probe")
 TRAILING = (r".*/score/time/frequency",)
 
 
-def place(parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def place(
+    parameters: Mapping[str, np.ndarray], project: _project.Project = _project.OCTO
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """({our path: array}, Octo's paths that no row matches) of {Octo's path: array}.
 
-    UserError when the layers of a stacked parameter have gaps or several shapes.
+    UserError, in the `project`'s names, when the layers of a stacked parameter have gaps or several
+    shapes.
     """
     made: dict[str, np.ndarray] = {}
     stacks: dict[str, dict[int, str]] = {}
@@ -116,7 +121,7 @@ def place(parameters: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
             stacks.setdefault(target, {})[layer] = path
     depth = 1 + max((layer for layers in stacks.values() for layer in layers), default=0)
     for target, layers in stacks.items():
-        made[target] = _stacked(layers, depth, parameters)
+        made[target] = _stacked(layers, depth, parameters, project)
     return made, tuple(unused)
 
 
@@ -173,20 +178,25 @@ def _squeezed(target: str, value: np.ndarray) -> np.ndarray:
 
 
 def _stacked(
-    layers: Mapping[int, str], depth: int, parameters: Mapping[str, np.ndarray]
+    layers: Mapping[int, str],
+    depth: int,
+    parameters: Mapping[str, np.ndarray],
+    project: _project.Project,
 ) -> np.ndarray:
     """[layer, …]: the arrays of Octo's paths `layers` in order."""
+    said = f"{project.name} checkpoint"
     for i in range(depth):
         if i not in layers:
             number, other = next(iter(layers.items()))
             name = other.replace(f"encoderblock_{number}/", f"encoderblock_{i}/")
             raise plugin.UserError(
-                f"octo checkpoint: {name} is missing; expected {parameters[other].shape}, as "
-                f"{other} is; the checkpoint is damaged"
+                f"{said}: {project.theirs(name)} is missing; expected {parameters[other].shape}, "
+                f"as {project.theirs(other)} is; the checkpoint is damaged"
             )
         if parameters[layers[i]].shape != parameters[layers[0]].shape:
             raise plugin.UserError(
-                f"octo checkpoint: {layers[i]} is {parameters[layers[i]].shape}, expected "
-                f"{parameters[layers[0]].shape} as {layers[0]} is; the checkpoint is damaged"
+                f"{said}: {project.theirs(layers[i])} is {parameters[layers[i]].shape}, expected "
+                f"{parameters[layers[0]].shape} as {project.theirs(layers[0])} is; the checkpoint "
+                "is damaged"
             )
     return np.stack([parameters[layers[i]] for i in range(depth)])

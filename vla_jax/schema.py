@@ -148,6 +148,7 @@ class CheckpointConfig:
     best_metric: str | None = None  # e.g. "validation/robot/action"
     best_mode: Literal["min", "max"] = "min"
     best_keep: int = 1
+    checksums: bool = False  # writes checksums.json beside each save; `vla ckpt verify` reads it
 
 
 @_section()

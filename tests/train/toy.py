@@ -11,7 +11,7 @@ from vla_jax import config as config_lib
 from vla_jax import types
 from vla_jax.objectives import _base
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import checkpoint, loop
+from vla_jax.train import checkpoint, loop, start
 
 WINDOW, CHUNK, SIZE, READING = 2, 3, 2, 4
 
@@ -179,3 +179,23 @@ def run(config, workdir, **arguments):
         assets=checkpoint.Assets(),
     )
     return loop.run(config, workdir=str(workdir), **(defaults | arguments))
+
+
+def saved(folder, steps=(1, 2), kernel=None, **changes):
+    """(config, plan, state) of a run in `folder` with these resume points, of fresh parameters.
+
+    `kernel` replaces the parameter of that name; `changes` are the config's.
+    """
+    made = config(**changes)
+    mesh = meshes.make(devices=jax.devices()[:1])
+    plan = start.plan(made, Model(), batches(made), mesh)
+    state = start.fresh(plan)
+    if kernel is not None:
+        params = {**state.trained["params"], "kernel": kernel}
+        state = dataclasses.replace(state, trained={"params": params})
+    saver = checkpoint.Checkpoints(str(folder), made, checkpoint.Assets())
+    for step in steps:
+        saver.save(step, state, {"robot": 16 * step, "vl": 8 * step})
+        saver.save_best(step, state, {"robot": 16 * step, "vl": 8 * step}, {"m": 1.0 / step})
+    saver.close()
+    return made, plan, state

@@ -11,14 +11,13 @@ asynchronous; a save that was interrupted has another name and is never read.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,36 +26,31 @@ import orbax.checkpoint as ocp
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees, types
-from vla_jax.codecs.normalizer import Normalizer
-from vla_jax.train import provenance
+from vla_jax.train import checksums, provenance
+from vla_jax.train import meta as metas
 from vla_jax.train import state as states
+from vla_jax.train.meta import BEST, RESUME, Assets, Meta, compare, find, read_meta, resumable
 
-FORMAT_VERSION = 1
-RESUME, BEST = "checkpoints", "best"
+__all__ = [
+    "ADVICE",
+    "BEST",
+    "RESUME",
+    "Assets",
+    "Checkpoints",
+    "Loaded",
+    "Meta",
+    "arrays",
+    "compare",
+    "find",
+    "items",
+    "load",
+    "load_params",
+    "read_meta",
+    "resumable",
+    "shapes",
+]
 ADVICE = "make room or choose another --workdir; the run goes on from its last checkpoint"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Assets:
-    """What a checkpoint keeps beside arrays, so that its folder is enough to act."""
-
-    normalizer: str | None = None  # codecs.Normalizer.to_json()
-    text_tokenizer: bytes | None = None  # see codecs/text_tokenizer.py
-    action_spaces: tuple[types.ActionSpace, ...] = ()
-    mixtures: Mapping[str, Mapping[str, str]] = dataclasses.field(
-        default_factory=dict
-    )  # stream -> {"fingerprint": …, "table": …}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Meta:
-    """The JSON item of a checkpoint, parsed."""
-
-    step: int
-    n: dict[str, int]  # stream -> samples drawn
-    config: config_lib.TrainConfig
-    assets: Assets
-    provenance: dict[str, Any]
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError)  # TensorStore says ValueError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +101,7 @@ class Checkpoints:
         keep = config.checkpoint
         folders = (root / BEST, root / RESUME, root)
         self._made = [folder for folder in folders if not folder.exists()]
+        self._checksums = checksums.Writer() if keep.checksums else None
         self._resume = _manager(root / RESUME, max_to_keep=keep.keep)
         self._best = None
         if keep.best_metric:
@@ -184,10 +179,12 @@ class Checkpoints:
 
     def _write(self, manager, step, n, arrays, metrics=None):
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        meta = _meta_json(step, n, self._config, self._assets, self._provenance)
-        manager.save(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), metrics=metrics
-        )
+        meta = metas.to_json(step, n, self._config, self._assets, self._provenance)
+        items["meta"] = ocp.args.JsonSave(meta)
+        with _write_errors(manager):
+            manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        if self._checksums and jax.process_index() == 0:
+            self._checksums.add(pathlib.Path(manager.directory) / str(step))
 
     def restore(
         self, abstract: states.TrainState, step: int | None = None
@@ -206,7 +203,10 @@ class Checkpoints:
         for name, tree in wanted.items():
             _check(folder, name, tree)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-        got = self._resume.restore(step, args=ocp.args.Composite(**items))
+        try:
+            got = self._resume.restore(step, args=ocp.args.Composite(**items))
+        except UNREADABLE as error:
+            raise metas.damaged(folder, _first_line(error)) from error
         trained, frozen = states.split(got["params"], self._config.freeze)
         state = states.TrainState(
             step=jax.device_put(np.int32(meta.step), abstract.step.sharding),
@@ -220,33 +220,22 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when the saves begun are on disk; raises what went wrong with them."""
         for manager in filter(None, (self._resume, self._best)):
-            manager.wait_until_finished()
+            with _write_errors(manager):
+                manager.wait_until_finished()
+        if self._checksums:
+            self._checksums.finish()
 
     def close(self) -> None:
         """Waits for saves and frees their threads; a run that saved nothing leaves no folder."""
         for manager in filter(None, (self._resume, self._best)):
-            manager.close()
+            with _write_errors(manager):
+                manager.close()
+        if self._checksums:
+            self._checksums.finish()
         if jax.process_index() == 0:
             for folder in self._made:
                 with contextlib.suppress(OSError):  # it is not empty
                     folder.rmdir()
-
-
-def compare(ours: Assets, theirs: Assets) -> dict[str, bool]:
-    """{asset: whether both agree}; statistics to 1e-6, since another CPU may sum otherwise."""
-    normalizers = [
-        Normalizer.from_json(assets.normalizer) if assets.normalizer else None
-        for assets in (ours, theirs)
-    ]
-    if None in normalizers:
-        same = normalizers[0] is normalizers[1]
-    else:
-        same = normalizers[0].close_to(normalizers[1])
-    return {
-        "statistics or modes of the normalizer": same,
-        "pieces of the text tokenizer": ours.text_tokenizer == theirs.text_tokenizer,
-        "action spaces of the embodiments": ours.action_spaces == theirs.action_spaces,
-    }
 
 
 def load(folder: str, step: int | None = None, averaged: bool = True) -> Loaded:
@@ -269,60 +258,87 @@ def load_params(folder: str, step: int | None = None) -> dict[str, Any]:
     return load(folder, step).variables
 
 
-def find(folder: str, step: int | None = None) -> pathlib.Path:
-    """The folder of one step: `folder` itself, or the newest step (or `step`) of the run there."""
-    root = pathlib.Path(folder).absolute()
-    if (root / "meta").is_dir() and step is None:
-        return root
-    for place in (root / RESUME, root):
-        steps = sorted(int(p.name) for p in place.glob("*") if _is_complete(p))
-        if steps and step is None:
-            return place / str(steps[-1])
-        if steps and step not in steps:
-            raise plugin.UserError(plugin.unknown(f"checkpoint step in {place}", str(step), steps))
-        if steps:
-            return place / str(step)
-    state = "holds no complete checkpoint" if root.is_dir() else "does not exist"
-    raise plugin.UserError(
-        f"checkpoint {folder}: {state}; expected a run's folder with {RESUME}/STEP/params in it"
-    )
+def items(folder: pathlib.Path) -> list[str]:
+    """The names of the items that hold arrays in one step's folder: params, optimizer, ema.
 
-
-def resumable(workdir: str) -> bool:
-    """Whether a run in `workdir` would go on from a checkpoint there."""
-    return any(_is_complete(path) for path in (pathlib.Path(workdir) / RESUME).glob("*"))
-
-
-def read_meta(folder: pathlib.Path) -> Meta:
-    """The parsed JSON item of one step's folder; UserError for another format version."""
-    path = pathlib.Path(folder) / "meta" / "metadata"
-    if not path.is_file():
-        raise plugin.UserError(f"checkpoint {folder}: {path} is missing; the folder is damaged")
+    As the save has listed them, whether or not their folders are still there.
+    """
+    folder = pathlib.Path(folder)
     try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
+        listed = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+    except (OSError, ValueError, KeyError) as error:
+        raise metas.damaged(folder, f"_CHECKPOINT_METADATA: {error!r}") from error
+    return sorted(name for name in listed if name not in ("meta", "metrics"))
+
+
+def shapes(folder: pathlib.Path, item: str) -> dict[str, Any]:
+    """{path: metadata with shape and dtype} of one item of a step's folder; reads no array."""
+    return dict(trees.items(_drop_empty(_metadata(pathlib.Path(folder) / item))))
+
+
+def arrays(
+    folder: pathlib.Path, item: str, only: Collection[str] | None = None
+) -> Iterator[tuple[str, np.ndarray | Exception]]:
+    """(path, array) of one item of a step's folder, one at a time; an Exception if unreadable.
+
+    `only`: the paths wanted, all by default.
+    """
+    path = pathlib.Path(folder) / item
+    reader, tree = ocp.PyTreeCheckpointHandler(), _metadata(path)
+    leaves, structure = jax.tree.flatten(tree)
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    for i, (name, leaf) in enumerate(trees.items(tree)):
+        if not hasattr(leaf, "shape") or (only is not None and name not in only):
+            continue
+        one = [ocp.PLACEHOLDER] * len(leaves)
+        one[i] = leaf
+        wanted = jax.tree.unflatten(structure, one)
+        ask = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy)
+        try:
+            yield name, jax.tree.leaves(reader.restore(path, args=ask))[i]
+        except UNREADABLE as error:
+            yield name, error
+
+
+@contextlib.contextmanager
+def _write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """What Orbax and its threads raise becomes a UserError that names the last good checkpoint."""
+    try:
+        yield
+    except plugin.UserError:
+        raise
+    except UNREADABLE as error:
+        saved = metas.steps(pathlib.Path(manager.directory))
+        last = f"the last whole one is train_step {saved[-1]}" if saved else "it holds none yet"
         raise plugin.UserError(
-            f"checkpoint {folder}: {path} is no JSON ({error}); the folder is damaged, use another "
-            "step of this run"
+            f"{manager.directory}: a checkpoint could not be written: {_first_line(error)}; {last}."
+            " Is the disk full, or may you not write there? Give the same command again when it is "
+            "mended"
         ) from error
-    version = raw["format_version"] if "format_version" in raw else None
-    if version != FORMAT_VERSION:
-        raise plugin.UserError(
-            f"checkpoint {folder}: format_version {version}, this code reads {FORMAT_VERSION}; use "
-            f"the version of vla_jax that wrote it (commit "
-            f"{raw.get('provenance', {}).get('git_commit') or 'unknown'})"
-        )
-    return _parse_meta(raw)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of Orbax or TensorStore says first; the rest are addresses in their sources."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
 
 
 def _manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(create=True, **options)
-    )
+    try:
+        return ocp.CheckpointManager(
+            folder, options=ocp.CheckpointManagerOptions(create=True, **options)
+        )
+    except OSError as error:
+        raise plugin.UserError(
+            f"{folder}: checkpoints cannot be written there: {error}; choose another --workdir"
+        ) from error
 
 
-def _is_complete(path: pathlib.Path) -> bool:
-    return path.name.isdigit() and (path / "meta").is_dir() and (path / "params").is_dir()
+def _metadata(path: pathlib.Path) -> Any:
+    """The tree of an item's metadata; UserError where it cannot be read."""
+    try:
+        return ocp.PyTreeCheckpointHandler().metadata(path).tree
+    except UNREADABLE as error:
+        raise metas.damaged(path.parent, f"{path.name}: {_first_line(error)}") from error
 
 
 def _check(folder: pathlib.Path, name: str, wanted: Any) -> None:
@@ -333,7 +349,7 @@ def _check(folder: pathlib.Path, name: str, wanted: Any) -> None:
             f"checkpoint {folder} has no {name}; this config wants it (config.optimizer.ema?). "
             "Begin another run from its parameters with config.init_from"
         )
-    stored = ocp.PyTreeCheckpointHandler().metadata(path).tree
+    stored = _metadata(path)
     difference = trees.diff(wanted, _drop_empty(stored))
     if difference:
         raise plugin.UserError(
@@ -349,39 +365,9 @@ def _drop_empty(tree: Any) -> Any:
 
 
 def _restore_numpy(path: pathlib.Path) -> dict[str, Any]:
-    reader = ocp.PyTreeCheckpointHandler()
-    tree = reader.metadata(path).tree
+    reader, tree = ocp.PyTreeCheckpointHandler(), _metadata(path)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-def _meta_json(step, n, config, assets: Assets, provenance_: dict) -> dict[str, Any]:
-    tokenizer = assets.text_tokenizer
-    return {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "n": dict(n),
-        "config": json.loads(config_lib.to_json(config)),
-        "normalizer": assets.normalizer,
-        "action_spaces": [dataclasses.asdict(space) for space in assets.action_spaces],
-        "text_tokenizer": None if tokenizer is None else base64.b64encode(tokenizer).decode(),
-        "mixtures": {stream: dict(mixture) for stream, mixture in assets.mixtures.items()},
-        "provenance": provenance_,
-    }
-
-
-def _parse_meta(raw: Mapping[str, Any]) -> Meta:
-    tokenizer = raw["text_tokenizer"]
-    assets = Assets(
-        normalizer=raw["normalizer"],
-        text_tokenizer=None if tokenizer is None else base64.b64decode(tokenizer),
-        action_spaces=tuple(
-            config_lib.parse(types.ActionSpace, space, "checkpoint.action_spaces")
-            for space in raw["action_spaces"]
-        ),
-        mixtures=raw["mixtures"],
-    )
-    config = config_lib.parse(config_lib.TrainConfig, raw["config"], "checkpoint.config")
-    return Meta(
-        step=raw["step"], n=raw["n"], config=config, assets=assets, provenance=raw["provenance"]
-    )
+    try:
+        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except UNREADABLE as error:
+        raise metas.damaged(path.parent, f"{path.name}: {_first_line(error)}") from error

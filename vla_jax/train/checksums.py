@@ -1,0 +1,102 @@
+"""``checksums.json`` in a step's folder: the size and SHA-256 of every file a save has written.
+
+Written by one thread of process 0 when the save has been committed, so that training does not wait;
+a save that was killed before has none, and is verified by reading its arrays alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import queue
+import threading
+from typing import Any
+
+from vla_jax import plugin
+
+FILE = "checksums.json"
+
+
+class Writer:
+    """Writes the checksums of the folders added as soon as they appear under their final names."""
+
+    def __init__(self):
+        self._folders: queue.Queue[pathlib.Path | None] = queue.Queue()
+        self._all_saved = threading.Event()  # what has not appeared by now never will
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def add(self, folder: pathlib.Path) -> None:
+        """Takes a step's folder that is being saved."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checksums", daemon=True)
+            self._thread.start()
+        self._folders.put(folder)
+
+    def finish(self) -> None:
+        """Returns when all are written; call it when the saves have ended.
+
+        UserError when one could not be written.
+        """
+        if self._thread is None:
+            return
+        self._all_saved.set()
+        self._folders.put(None)
+        self._thread.join()
+        self._thread = None
+        self._all_saved.clear()
+        if self._error is not None:
+            raise plugin.UserError(f"{FILE} could not be written: {self._error}")
+
+    def _work(self) -> None:
+        while (folder := self._folders.get()) is not None:
+            while not folder.is_dir() and not self._all_saved.wait(0.1):
+                pass
+            try:
+                if folder.is_dir():
+                    write(folder)
+            except OSError as error:
+                if folder.is_dir():  # else the retention has deleted it meanwhile
+                    self._error = error
+
+
+def write(folder: pathlib.Path) -> None:
+    """Writes ``checksums.json`` of all files below `folder`, whole or not at all."""
+    found = {name: _of(folder / name) for name in _files(folder)}
+    partial = folder / f"{FILE}.part"
+    partial.write_text(json.dumps(found, indent=1, sort_keys=True))
+    os.replace(partial, folder / FILE)
+
+
+def check(folder: pathlib.Path) -> list[str] | None:
+    """What differs from ``checksums.json``, one line per file; None where there is no such file."""
+    try:
+        expected = json.loads((folder / FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        return [f"{FILE}: no JSON ({error})"]
+    found = set(_files(folder))
+    wrong = [f"{name}: is missing" for name in sorted(set(expected) - found)]
+    wrong += [f"{name}: was not there when it was saved" for name in sorted(found - set(expected))]
+    for name in sorted(found & set(expected)):
+        got = _of(folder / name)
+        if got != expected[name]:
+            sizes = [entry["bytes"] for entry in (expected[name], got)]
+            what = f"{sizes[0]} bytes were written, it has {sizes[1]}"
+            wrong.append(f"{name}: {what if sizes[0] != sizes[1] else 'its content has changed'}")
+    return wrong
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    """The files below a folder, by path from there; not the checksums themselves."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name not in (FILE, f"{FILE}.part"))
+
+
+def _of(path: pathlib.Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

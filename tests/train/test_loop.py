@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
 def test_updates_that_are_left_out(tmp_path):
     """Two broken train_steps are counted and change nothing; 25 in a row are an error."""
     weight = ((0, 1.0), (1.5, 1.0), (2, float("nan")))
-    broken = {**toy.OBJECTIVES, "vl": {"point": (toy.Square("vl", "point"), weight)}}
+    broken = {**toy.OBJECTIVES, "vl": {"point": (toy.Square(head="vl", target="point"), weight)}}
     config = toy.config(steps=4, optimizer=dict(skip=0.0))
     state = toy.run(config, tmp_path / "a", objectives=broken, devices=ONE)
     lines = {line["step"]: line for line in jsonl.read(str(tmp_path / "a"))}

@@ -16,7 +16,7 @@ from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.data import engine, mixture, statistics, statistics_file
 from vla_jax.models import build, pretrained, synthetic
 from vla_jax.parallel import processes
-from vla_jax.train import checkpoint, hooks, loop
+from vla_jax.train import accounting, checkpoint, hooks, loop
 from vla_jax.train import state as states
 
 
@@ -132,6 +132,7 @@ def train(
         pretrained=functools.partial(_values, assembly) if config.init_from else None,
         hooks=hooks_,
         ready=ready,
+        work=accounting.work(config, assembly.network, assembly.vocabulary_size),
     )
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.parallel import arrays
+from vla_jax.train import accounting
 
 PATIENCE = 25  # updates in a row that may be left out
 
@@ -26,16 +28,23 @@ class Log:
     such updates are left out (config.optimizer.skip), only PATIENCE of them in a row do.
     """
 
-    def __init__(self, workdir: str, writers: Sequence[str], *, start: int, steps: int, every: int):
+    def __init__(
+        self,
+        workdir: str,
+        config: config_lib.TrainConfig,
+        start: int,
+        account: accounting.Account,
+    ):
         self._left_out = 0  # updates in a row
-        self._steps, self._every, self._first = steps, every, jax.process_index() == 0
-        modules = writer_modules(writers)
+        self._steps, self._every = config.steps, config.log_every
+        self._first, self._account = jax.process_index() == 0, account
+        modules = writer_modules(config.writers)
         self._writers = [module.make(workdir) for module in modules] if self._first else []
         self._sums: dict[str, np.ndarray] = {}
         self._since, self._wait, self._counted = time.perf_counter(), 0.0, 0
         self._skipped = 0
         self._pending: tuple[int, Any] | None = None
-        self._bar = _Bar(start, steps) if self._first else None
+        self._bar = _Bar(start, config.steps) if self._first else None
 
     def add(self, done: int, metrics: Any, wait: float, skipped: int = 0) -> None:
         """Takes the metrics of train_step `done`, and fetches those of the one before.
@@ -87,7 +96,8 @@ class Log:
     def _line(self, done: int) -> None:
         now = time.perf_counter()
         line = means(self._sums)
-        line["seconds_per_step"] = (now - self._since) / self._counted
+        line["seconds_per_step"] = max(now - self._since, 1e-9) / self._counted
+        line |= self._account.line(done, line["seconds_per_step"])
         line["data_wait"] = self._wait / max(now - self._since, 1e-9)
         if self._skipped:
             line["skipped_samples"] = float(self._skipped)
@@ -102,8 +112,9 @@ class Log:
         for writer in self._writers:
             writer.write(done, metrics)
 
-    def pause(self, seconds: float) -> None:
-        """Leaves out of the step time what a validation, a hook or a save took."""
+    def pause(self, kind: str, seconds: float) -> None:
+        """Leaves out of the step time what compiling, a validation, a hook or a save took."""
+        self._account.spend(kind, seconds)
         self._since += seconds
 
     def close(self) -> None:

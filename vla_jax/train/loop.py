@@ -21,10 +21,10 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, types
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
+from vla_jax.train import accounting, start
 from vla_jax.train import checkpoint as checkpoints
 from vla_jax.train import hooks as hooks_lib
 from vla_jax.train import log as logs
-from vla_jax.train import start
 from vla_jax.train import state as states
 from vla_jax.train import step as steps
 
@@ -56,14 +56,15 @@ def run(
     pretrained: start.Pretrained | None = None,
     hooks: Sequence[hooks_lib.Hook] = (),
     ready: Callable[[], None] = lambda: None,
+    work: accounting.Work | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> states.TrainState:
     """The state after `config.steps` train_steps, or fewer when SIGTERM or Ctrl-C asked to stop.
 
     `streams` and `validation` open a stream's data; `examples` are Batches of the config's shapes.
     `ready` is called when config, parameters and resume point have been found to fit, before the
-    first train_step. Raises UserError for what a user can cause; a resume point in `workdir` must
-    fit the config.
+    first train_step; `work` is what rates are counted by. Raises UserError for what a user can
+    cause; a resume point in `workdir` must fit the config.
     """
     measured = [f"validation/{s}/{name}" for s in validation or {} for name in objectives[s]]
     start.check_intervals(config, measured if config.validation.every else [])
@@ -93,15 +94,18 @@ def run(
         saver = checkpoints.Checkpoints(workdir, config, assets)
         stack.callback(saver.close)
         n = dict.fromkeys(streams, 0)
+        clock = time.perf_counter()
         if saver.latest() is not None:
             state, meta = saver.restore(plan.abstract)
             _check_order(config, assets, meta)
             n |= meta.n
         else:
             state = start.fresh(plan, pretrained)
-        begin = int(state.step)
+        begin, took = int(state.step), time.perf_counter() - clock
         saver.check_space(state)
         ready()
+        account = accounting.Account(workdir, work)
+        account.spend("restore" if begin else "init", took)
 
         # -------------------------------------------------------------------------------- data
         rows = {
@@ -113,9 +117,7 @@ def run(
             for name, opener in streams.items():
                 opened[name] = opener(rows[name], n[name])
                 stack.callback(opened[name].close)
-        log = logs.Log(
-            workdir, config.writers, start=begin, steps=config.steps, every=config.log_every
-        )
+        log = logs.Log(workdir, config, begin, account)
         stack.callback(log.close)
         stop = stack.enter_context(hooks_lib.StopSignal())
 
@@ -125,6 +127,8 @@ def run(
             batches = {name: _next(stream, mesh) for name, stream in opened.items()}
             wait = time.perf_counter() - clock
             state, metrics = train_step(state, batches)  # dispatched; the device works on
+            if done == begin + 1:  # that it had to be compiled is no part of a train_step's time
+                log.pause("compile", time.perf_counter() - clock - wait)
             skipped = sum(getattr(stream, "skipped", 0) for stream in opened.values())
             log.add(done, metrics, wait, skipped)  # fetches the metrics of the train_step before
             n = {name: drawn + config.streams[name].batch_size for name, drawn in n.items()}
@@ -142,12 +146,15 @@ def run(
                     found = hook.call(done, state)
                     log.write(done, {f"{hook.name}/{name}": v for name, v in found.items()})
 
+            log.pause("evaluate", time.perf_counter() - clock)
+            clock = time.perf_counter()
+
             # ---------------------------------------------------------------- resume points
             stopping = stop.wished(done)
             if stopping or hooks_lib.due(done, config.checkpoint.every, config.steps):
                 log.flush()  # raises before a state that is not finite is saved
                 saver.save(done, state, n)
-            log.pause(time.perf_counter() - clock)
+            log.pause("save", time.perf_counter() - clock)
             if stopping:
                 logging.warning("asked to stop: saved train_step %d of %d", done, config.steps)
                 break
@@ -199,14 +206,13 @@ def _check_order(
     for name, mixture in assets.mixtures.items():
         before = meta.assets.mixtures[name] if name in meta.assets.mixtures else mixture
         if before["fingerprint"] != mixture["fingerprint"]:
-            changed = (
-                f"config.streams.{name}.mixture has changed since train_step {meta.step}"
-                f"{{}}. Before:\n{before['table']}\nNow:\n{mixture['table']}"
-            )
+            changed = f"config.streams.{name}.mixture has changed since train_step {meta.step}"
+            tables = f"Before:\n{before['table']}\nNow:\n{mixture['table']}"
             if not config.accept_changed_data:
                 raise plugin.UserError(
-                    changed.format("; a run that is resumed must see the same data")
-                    + "\nUse another --workdir with config.init_from to begin anew on these data, "
+                    f"{changed}; a run that is resumed must see the same data. {tables}\n"
+                    "Use another --workdir with config.init_from to begin anew on these data, "
                     "or config.accept_changed_data=True to go on with them"
                 )
-            logging.warning(changed.format(f"; it goes on with sample {meta.n.get(name, 0)}"))
+            drawn = meta.n[name] if name in meta.n else 0
+            logging.warning("%s; it goes on with sample %d. %s", changed, drawn, tables)

@@ -20,6 +20,7 @@ VERBS = {
     "eval": ("evaluate", "runs a checkpoint in closed loop and writes every episode"),
     "data collect": ("collect", "writes demonstrations of a scripted expert as an RLDS dataset"),
     "data inspect": ("inspect", "says what a dataset holds"),
+    "data rows": ("rows", "lists the data sets that have a standardizer row, or explains one"),
     "data text-tokenizer": ("text_tokenizer", "trains the SentencePiece model of a config's texts"),
     "import": ("import_checkpoint", "turns another project's checkpoint (Octo's) into one of ours"),
     "plan": ("plan", "says what a config needs on chips that are not there, and whether it fits"),

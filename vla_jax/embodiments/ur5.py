@@ -1,6 +1,6 @@
 """Universal Robots UR5: Berkeley's AUTOLab (Chen, Adebola & Goldberg, displacements at 5 Hz),
-Columbia's Push-T (Chi et al. 2023, displacements at 10 Hz), ASU's table top (Zhou et al. 2022,
-12.5 Hz, not documented).
+Columbia's Push-T (Chi et al. 2023, displacements at 10 Hz), ASU's table top (Zhou et al. 2022, the
+pose at the next step, 12.5 Hz).
 """
 
 from vla_jax.embodiments import _end_effector
@@ -21,6 +21,6 @@ EMBODIMENT = Embodiment(
     action_spaces=(
         _end_effector.space("ur5_ee", 5.0),
         _end_effector.space("ur5_pusht", 10.0),
-        _end_effector.unstated("ur5_asu", 12.5),
+        _end_effector.space("ur5_asu", 12.5, representation="absolute"),
     ),
 )

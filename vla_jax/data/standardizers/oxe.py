@@ -253,8 +253,8 @@ ROWS = {
         },
         language=SAID,
     ),
-    # Called delta, but absolute poses: the mean position of OpenVLA's norm_stats is (0.39, 0.01,
-    # 0.36) m.
+    # Called delta, but absolute poses, as far as OpenVLA's norm_stats tell: their mean position is
+    # (0.39, 0.01, 0.36) m.
     "toto": Row(
         embodiment="franka",
         action_space="franka_pose_30hz",
@@ -311,7 +311,8 @@ ROWS = {
         proprio={"ee_quat": ("observation/state[:7]", "observation/state[-1]")},
         language="language_instruction",
     ),
-    # Absolute, in mm and degrees: the mean position of OpenVLA's norm_stats is (410, 117, 192).
+    # Documented as a pose; in mm and degrees, as far as OpenVLA's norm_stats tell: their mean
+    # position is (410, 117, 192).
     "ucsd_kitchen_dataset_converted_externally_to_rlds": Row(
         embodiment="xarm",
         action_space="xarm_pose",
@@ -555,6 +556,7 @@ ROWS = {
     ),
     "dlr_sara_pour_converted_externally_to_rlds": SARA,
     "dlr_sara_grid_clamp_converted_externally_to_rlds": SARA,
+    # The authors' README: action is "the absolute xyz and rpy in the next timestep".
     "asu_table_top_converted_externally_to_rlds": Row(
         embodiment="ur5",
         action_space="ur5_asu",

@@ -1,13 +1,20 @@
 import json
+import pathlib
 import pickle
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.data.sources import lerobot_sets as sets
-from vla_jax.data.sources import lerobot
+from vla_jax.data.sources import _video, lerobot
+from vla_jax.plugin import UserError
 
 ROWS = dict(standardizer=sets.STANDARDIZER, holdout=0)
 
@@ -90,3 +97,257 @@ def test_a_row_says_what_was_recorded(tmp_path, context, kind):
     assert row["task"]["values"]["language"].tolist() == [5, 3, 3, 0]
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_equal(again.sample(int(index), rng()), row)
+
+
+# Damage: each is an error that names the file, the episode and the field.
+
+VIDEO = f"videos/chunk-000/{sets.CAMERA}/episode_000001.mp4"
+DATA = "data/chunk-000/episode_000001.parquet"
+
+
+def read_all(path, context, **arguments):
+    """Makes the source and reads every sample and every raw episode."""
+    source = lerobot.make(context, path=str(path), **(ROWS | arguments))
+    for index in range(len(source)):
+        source.sample(index, rng())
+    raw = lerobot.raw(str(path))
+    return [raw.episode(i) for i in range(len(raw))]
+
+
+def rewritten(path, name, change) -> None:
+    """Changes a JSON file of the set by a function."""
+    file = pathlib.Path(path) / name
+    if file.suffix == ".jsonl":
+        rows = change([json.loads(line) for line in file.read_text().splitlines()])
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        info = json.loads(file.read_text())
+        file.write_text(json.dumps(change(info) or info))
+
+
+def cut(path, name, share=0.5):
+    file = pathlib.Path(path) / name
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+
+
+def info(change):
+    return lambda path: rewritten(path, "meta/info.json", change)
+
+
+def lacks(column):
+    def change(path):
+        file = pathlib.Path(path) / DATA
+        pq.write_table(pq.read_table(file).drop_columns([column]), file)
+
+    return change
+
+
+DAMAGE = {
+    "no video": (lambda p: (p / VIDEO).unlink(), rf"{VIDEO}: No such file"),
+    "cut video": (lambda p: cut(p, VIDEO), rf"episode 1, {sets.CAMERA}: .*{VIDEO}: "),
+    "no data": (lambda p: (p / DATA).unlink(), rf"{DATA}: No such file"),
+    "cut data": (lambda p: cut(p, DATA), rf"{DATA}: not a whole parquet file"),
+    "short video": (
+        lambda p: sets.video(p / VIDEO, [sets.picture(1, t) for t in range(5)]),
+        rf"episode 1, {sets.CAMERA}: .*{VIDEO}: no frame at 0.500000 s, the video ends at 0.5",
+    ),
+    "other rate": (
+        info(lambda i: i.update(fps=0) or i["features"]["action"].update(shape=[5])),
+        r"action: rows of \(4,\) numbers .*expected \(5,\)",
+    ),
+    "old version": (info(lambda i: i.update(codebase_version="v1.6")), "codebase_version 'v1.6'"),
+    "unknown version": (info(lambda i: i.update(codebase_version="v9.0")), "v2.0, v2.1, v3.0"),
+    "no features": (info(lambda i: i.pop("features") and None), "info.json: features is None"),
+    "other kind": (
+        info(lambda i: i["features"]["action"].update(dtype="int64")),
+        rf"{DATA.replace('1.p', '0.p')}: action: holds float, expected int64",
+    ),
+    "unknown kind": (
+        info(lambda i: i["features"]["action"].update(dtype="float33")),
+        "features.action: dtype 'float33'",
+    ),
+    "template": (
+        info(lambda i: i.update(data_path="data/{chunk_index}.parquet")),
+        "data_path 'data/{chunk_index}.parquet' cannot be filled",
+    ),
+    "split": (info(lambda i: i.update(splits={"train": "0:9"})), "'0:9', but there are 4"),
+    "hole": (
+        lambda p: rewritten(p, "meta/episodes.jsonl", lambda rows: rows[:1] + rows[2:]),
+        r"episodes.jsonl: 3 episodes, expected 0 to 3 .*lacks \[1\]",
+    ),
+    "double": (
+        lambda p: rewritten(p, "meta/episodes.jsonl", lambda rows: rows[:3] + rows[:1]),
+        r"lacks \[3\], twice \[0\]",
+    ),
+    "other length": (
+        lambda p: rewritten(
+            p, "meta/episodes.jsonl", lambda r: [{**row, "length": 6} for row in r]
+        ),
+        r"episode 0: 7 rows with this episode_index, meta/ says 6",
+    ),
+    "no task": (
+        lambda p: rewritten(p, "meta/tasks.jsonl", lambda rows: rows[:1]),
+        rf"{DATA}: episode 1: task_index 1, but meta/tasks has \[0\]",
+    ),
+    "no column": (lacks("observation.state"), rf"{DATA}: column: unknown 'observation.state'"),
+    "not JSON": (lambda p: cut(p, "meta/info.json"), "info.json: not JSON"),
+    "not JSON lines": (lambda p: cut(p, "meta/episodes.jsonl", 0.9), "line 4 is no JSON"),
+    "no episodes": (lambda p: (p / "meta/episodes.jsonl").unlink(), "episodes.jsonl: no such file"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Four episodes of 7 steps, in videos."""
+    return sets.write_v21(tmp_path_factory.mktemp("lerobot") / "set")
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named(whole, tmp_path, context, name):
+    change, message = DAMAGE[name]
+    shutil.copytree(whole, tmp_path / "set")
+    change(tmp_path / "set")
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        read_all(tmp_path / "set", context)
+
+
+def changed(name, row, value):
+    def change(episode, columns):
+        if episode == 1:
+            values = columns[name].to_pylist()
+            values[row] = value
+            columns[name] = pa.array(values, columns[name].type)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name, row, value, message",
+    [
+        ("action", 3, [0.0, 0.0, float("nan"), 0.0], "episode_000001, step 3: action dim 2 is nan"),
+        ("action", 3, None, "000001.parquet: action: row 3 is empty"),
+        ("frame_index", 3, 9, "000001.parquet: episode 1: frame_index 9 at step 3"),
+        ("episode_index", 6, 2, "000001.parquet: episode 1: 6 rows with this episode_index"),
+        ("task_index", 2, 7, "000001.parquet: episode 1: task_index 7"),
+        ("timestamp", 4, 0.45, "episode 1, .*no frame at 0.450000 s, the next is at 0.5"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path, context, name, row, value, message):
+    sets.write_v21(tmp_path / "set", change=changed(name, row, value))
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        read_all(tmp_path / "set", context)
+
+
+@pytest.mark.parametrize("value", [{"bytes": None, "path": "gone.png"}, None, {"bytes": b"x"}])
+def test_a_missing_image_is_named(tmp_path, context, value):
+    sets.write_v21(tmp_path / "set", kind="image", change=changed(sets.CAMERA, 3, value))
+    with pytest.raises(
+        UserError, match="(?s)episode (1, observation.images.top|.*step 3, view primary)"
+    ):
+        read_all(tmp_path / "set", context)
+
+
+def test_an_image_may_lie_beside_its_parquet_file(tmp_path, context):
+    path = tmp_path / "set"
+    change = changed(sets.CAMERA, 3, {"bytes": None, "path": "images/three.png"})
+    sets.write_v21(path, kind="image", change=change)
+    (path / "images").mkdir()
+    (path / "images/three.png").write_bytes(sets.png(sets.picture(1, 3) + 7))
+    frames = read_all(path, context)[1][sets.CAMERA]
+    assert frames[3, 0, 0, 0] == sets.picture(1, 3)[0, 0, 0] + 7
+    assert frames[2, 0, 0, 0] == sets.picture(1, 2)[0, 0, 0]
+
+
+def test_columns_that_nobody_asked_for(tmp_path, context):
+    """Unknown ones are passed over, annotations and optional ones are there for the tools."""
+
+    def change(episode, columns):
+        length = len(columns["action"])
+        columns["unheard_of"] = pa.array([{"x": [episode]}] * length)
+        columns["note"] = pa.array([f"n{episode}"] * length)
+        columns["language_events"] = pa.array([[{"role": "user"}]] * length)
+        columns["grid"] = pa.array([[[1.0, 2.0], [3.0, episode]]] * length)
+
+    sets.write_v21(tmp_path / "set", change=change)
+    rewritten(
+        tmp_path / "set",
+        "meta/info.json",
+        lambda i: i["features"].update(
+            note={"dtype": "string", "shape": [1], "names": None},
+            language_events={"dtype": "language", "shape": [1], "names": None},
+            grid={"dtype": "float64", "shape": [2, 2], "names": None},
+        ),
+    )
+    found = read_all(tmp_path / "set", context)[2]
+    assert "unheard_of" not in found and found["note"].tolist() == ["n2"] * 7
+    assert json.loads(found["language_events"][0]) == [{"role": "user"}]
+    assert found["grid"].shape == (7, 2, 2) and found["grid"][6, 1].tolist() == [3, 2]
+    row = dict(sets.ROW, language="note", action="action[:3]")
+    table, _ = lerobot.recorded(str(tmp_path / "set"), standardizer=dict(type="rows", row=row))
+    assert table.language == ("n0", "n1", "n2", "n3") and table.action.shape == (28, 3)
+    row = dict(sets.ROW, language="language_events")
+    with pytest.raises(UserError, match="no such column: unknown 'language_events'"):
+        lerobot.recorded(str(tmp_path / "set"), standardizer=dict(type="rows", row=row))
+    with pytest.raises(UserError, match="standardizer=dict.*primary.*observation.images.top"):
+        lerobot.recorded(str(tmp_path / "set"))
+
+
+# Videos: any order, any gap, threads, processes.
+
+
+@pytest.mark.parametrize("codec, group", [("libx264", 2), ("libx264", 30), ("libsvtav1", 2)])
+def test_frames_by_time_in_any_order(tmp_path, codec, group):
+    """Against decoding from the first frame on; B frames and rare key frames among them."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (8, 8, 3)).astype(np.uint8) for _ in range(70)]
+    pictures = [picture.repeat(8, 0).repeat(8, 1) for picture in pictures]
+    sets.video(tmp_path / "v.mp4", pictures, codec, group)
+    with av.open(str(tmp_path / "v.mp4")) as opened:
+        plain = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+    assert len(plain) == 70
+    for _ in range(60):
+        wanted = rng.choice(70, size=rng.integers(1, 5))
+        got = _video.frames(tmp_path / "v.mp4", (wanted / sets.FPS).tolist(), "here")
+        for number, frame in zip(wanted, got, strict=True):
+            np.testing.assert_array_equal(frame, plain[number], err_msg=str(wanted))
+    for time in (-0.1, 3.05, 6.95, 7.0, 100.0):
+        with pytest.raises(UserError, match="here: .*v.mp4: no frame at"):
+            _video.frames(tmp_path / "v.mp4", [time], "here")
+
+
+def test_a_window_is_one_seek(tmp_path, monkeypatch):
+    pictures = [sets.picture(0, t % 20, 32) for t in range(60)]
+    sets.video(tmp_path / "v.mp4", pictures, group=2)
+    seeks, seek = [], _video._Decoder._seek
+    monkeypatch.setattr(
+        _video._Decoder, "_seek", lambda self, *a: (seeks.append(a), seek(self, *a))[1]
+    )
+    for first in (40, 3, 20):
+        _video.frames(tmp_path / "v.mp4", [(first + i) / sets.FPS for i in range(8)], "here")
+    assert len(seeks) == 3
+    _video.frames(tmp_path / "v.mp4", [2.8, 2.9], "here")  # where the last window ended
+    assert len(seeks) == 3
+
+
+def test_threads_and_a_forked_process_share_nothing(whole, context):
+    source = lerobot.make(context, path=whole, **ROWS)
+    want = [source.sample(i, rng()) for i in range(len(source))]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda i: source.sample(i % 28, rng()), range(140)))
+    for i, row in enumerate(got):
+        np.testing.assert_equal(row, want[i % 28])
+    assert len(_video._idle) <= _video.KEPT
+    done = subprocess.run([sys.executable, "-c", FORK, f"{whole}/{VIDEO}"], timeout=30)
+    assert done.returncode == 0
+
+
+FORK = """
+import os, sys
+from vla_jax.data.sources import _video
+_video.frames(sys.argv[1], [0.0], "here")
+assert len(_video._idle) == 1
+if os.fork() == 0:
+    assert not _video._idle and _video._lock.acquire(blocking=False)
+    os._exit(3)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 3 and len(_video._idle) == 1
+"""

@@ -78,7 +78,8 @@ class _Decoder:
             if self._last is None or self._last.pts > final:
                 raise ValueError(self._missing(time, tolerance))
             if self._pixels is None:
-                self._pixels = self._colours.reformat(self._last, format="rgb24").to_ndarray()
+                picture = self._colours.reformat(self._last, format="rgb24", threads=1)
+                self._pixels = picture.to_ndarray()
             found[time] = self._pixels
         return [found[time] for time in times]
 
@@ -147,10 +148,15 @@ def _give(decoder: _Decoder) -> None:
 
 
 def _forget() -> None:
-    """A forked process begins without decoders: an open file's position would be the parent's."""
+    """A forked process begins without decoders: an open file's position would be the parent's.
+
+    They are put aside, not freed: freeing waits for threads that the child does not have.
+    """
     global _lock
     _lock = threading.Lock()
+    _parents.extend(_idle)
     _idle.clear()
 
 
+_parents: list[_Decoder] = []
 os.register_at_fork(after_in_child=_forget)

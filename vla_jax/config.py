@@ -164,7 +164,7 @@ class ValidationConfig:
 class NormalizerConfig:
     """How numbers are scaled: field patterns ("action", "proprio/*") -> mode, first match wins."""
 
-    stats: Literal["recompute", "checkpoint"] = "recompute"
+    stats: str | tuple[str, ...] = "recompute"  # "checkpoint", or files of `vla data stats`
     modes: tuple[tuple[str, str], ...] = (("action", "q01_q99"), ("*", "zscore"))
     clip: float | None = None
 

@@ -12,7 +12,7 @@ from vla_jax.data import statistics
 
 def entry(values, mode="zscore", **changes):
     values = np.asarray(values, np.float64)
-    stats = statistics.moments(values, np.ones(len(values), int))
+    stats = statistics.moments([statistics.Column.whole(values)])
     return normalizer.Entry(mode, stats, (True,) * values.shape[1], **changes)
 
 
@@ -115,3 +115,42 @@ def test_constants_turn_normalized_numbers_into_si():
 def test_mistakes_are_named(ask, words):
     with pytest.raises(plugin.UserError, match=words):
         ask(make(np.arange(6.0).reshape(3, 2)))
+
+
+@pytest.mark.parametrize(
+    "name, mode, clip",
+    [
+        ("minmax", "minmax", None),
+        ("octo/bounds", "q01_q99", 1.0),
+        ("openvla/bounds", "minmax", 1.0),
+        ("openvla/bounds_q99", "q01_q99", 1.0),
+        ("openpi/quantile", "q01_q99", None),
+    ],
+)
+def test_other_projects_names(name, mode, clip):
+    assert normalizer.resolve("mode", name) == (mode, clip)
+    assert mode in normalizer.MODES
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("bounds", "'octo/bounds' is q01_q99 clipped to 1.0, 'openvla/bounds' is minmax"),
+        ("bounds_q99", "did you mean 'openvla/bounds_q99'"),
+        ("quantile", "did you mean 'openpi/quantile'"),
+        ("min_max", "did you mean 'minmax'"),
+    ],
+)
+def test_ambiguous_and_unknown_names_are_errors(name, words):
+    with pytest.raises(plugin.UserError, match=f"mode: .*{words}"):
+        normalizer.resolve("mode", name)
+
+
+def test_an_alias_brings_its_clip():
+    values = np.linspace(0, 1, 300)[:, None]
+    tables = {"arm": {"print": {"action": statistics.Column.whole(values)}}}
+    found = statistics.measure(tables)
+    octo = statistics.normalizer(tables, found, mode="octo/bounds").entry("arm", "action")
+    assert (octo.mode, octo.clip) == ("q01_q99", 1.0) and octo.clipped[0] == pytest.approx(0.02)
+    with pytest.raises(plugin.UserError, match="clips to 1.0, the config says clip=2.0"):
+        statistics.normalizer(tables, found, mode="octo/bounds", clip=2.0)

@@ -21,6 +21,18 @@ class Numbers:
         return {"index": full, "tag": np.int32(self.tag), "noise": np.float32(rng.random())}
 
 
+class Unlabelled(Numbers):
+    """Rows whose target is masked out, but for that of one sample."""
+
+    def __init__(self, tag, size, labelled=-1):
+        super().__init__(tag, size)
+        self.labelled = labelled
+
+    def sample(self, index, rng):
+        mask = np.array([index == self.labelled])
+        return {**super().sample(index, rng), "target_masks": {"text": mask}}
+
+
 CONTEXT = SourceContext(name="", stream="s")
 
 
@@ -87,6 +99,8 @@ def test_the_table_names_sizes_weights_and_epochs(folder, context):
         ({"a": dict(source=Numbers(0, 0))}, "mixture.a: the source is empty"),
         ({"a": dict(source=Numbers(0, 2), wieght=1)}, "did you mean 'weight'"),
         ({"a": dict(weight=1)}, "no source"),
+        ({"a": dict(source=Numbers(0, 2), members={})}, "both source and members"),
+        ({"a": dict(source=Unlabelled(0, 40))}, "mixture.a: unlabelled: none of 16 samples"),
         ({"a": dict(source=dict(type="rldz", path="x"))}, "did you mean 'rlds'"),
         ({"a": dict(source=dict(type="rlds", pth="x"))}, "did you mean 'path'"),
         (
@@ -98,3 +112,7 @@ def test_the_table_names_sizes_weights_and_epochs(folder, context):
 def test_mistakes_are_named(members, words):
     with pytest.raises(plugin.UserError, match=words):
         mixture_lib.Mixture.make(members, CONTEXT)
+
+
+def test_a_member_with_some_labels_is_kept():
+    make(a=dict(source=Unlabelled(0, 32, labelled=30)))

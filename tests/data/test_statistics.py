@@ -17,7 +17,7 @@ def test_weighted_rows_equal_repeated_rows(pairs):
     counts = np.array([c for _, c in pairs])
     counts[0] += 1
     rows = np.repeat(values, counts, axis=0)
-    got = statistics.moments(values, counts)
+    got = statistics.moments([statistics.Column.whole(values, counts)])
     assert got.count == len(rows)
     np.testing.assert_allclose(got.mean, rows.mean(0), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(got.std, rows.std(0), rtol=1e-6, atol=1e-6)

@@ -20,6 +20,8 @@ VERBS = {
     "eval": ("evaluate", "runs a checkpoint in closed loop and writes every episode"),
     "data collect": ("collect", "writes demonstrations of a scripted expert as an RLDS dataset"),
     "data inspect": ("inspect", "says what a dataset holds"),
+    "data index": ("index", "makes the index that RLDS data are read through"),
+    "data stats": ("stats", "computes a config's statistics and writes them to a file"),
     "data text-tokenizer": ("text_tokenizer", "trains the SentencePiece model of a config's texts"),
     "import": ("import_checkpoint", "turns another project's checkpoint (Octo's) into one of ours"),
     "report": ("report", "builds the self-contained HTML report and the JSON of a run"),

@@ -45,11 +45,13 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
         if not path.is_file():
             raise plugin.UserError(f"--texts: {path} does not exist; expected one text per line.")
         return [line for line in path.read_text().splitlines() if line.strip()]
+    from vla_jax.data import members
+
     config = config_lib.load(arguments.config)
     texts: list[str] = []
-    for stream in config.streams.values():
-        for member in stream.mixture.values():
-            source = dict(member["source"])
+    for name, stream in config.streams.items():
+        for member in members.expand(f"streams.{name}.mixture", stream.mixture).values():
+            source = dict(member.source)
             module = plugin.module("data.sources", source.pop("type"))
             if hasattr(module, "texts"):
                 known = plugin.accepted(module.texts, source)

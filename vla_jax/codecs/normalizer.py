@@ -10,6 +10,8 @@ and heads that do arithmetic in SI units use the same entry:
     zscore     mean               std
     minmax     (max + min) / 2    (max - min) / 2       -> [-1, 1]
     q01_q99    (q99 + q01) / 2    (q99 - q01) / 2       -> [-1, 1] for 98% of the data
+
+ALIASES has other projects' names, which clash: "bounds" are quantiles in Octo, extremes in OpenVLA.
 """
 
 from __future__ import annotations
@@ -26,13 +28,49 @@ import numpy as np
 from vla_jax import plugin
 
 MODES = ("identity", "zscore", "minmax", "q01_q99")
+# Another project's name -> (mode, the bound it clips to). Octo: octo/data/utils/data_utils.py;
+# OpenVLA: prismatic/vla/datasets/rlds/utils/data_utils.py; openpi: src/openpi/transforms.py;
+# LeRobot: src/lerobot/processor/normalize_processor.py.
+ALIASES = {
+    "octo/normal": ("zscore", None),
+    "octo/bounds": ("q01_q99", 1.0),
+    "openvla/normal": ("zscore", None),
+    "openvla/bounds": ("minmax", 1.0),
+    "openvla/bounds_q99": ("q01_q99", 1.0),
+    "openpi/zscore": ("zscore", None),
+    "openpi/quantile": ("q01_q99", None),
+    "lerobot/IDENTITY": ("identity", None),
+    "lerobot/MEAN_STD": ("zscore", None),
+    "lerobot/MIN_MAX": ("minmax", None),
+    "lerobot/QUANTILES": ("q01_q99", None),
+}
 DEGENERATE = 1e-6  # a spread below this share of the largest magnitude is float32 noise
+BLOCK = 2**16  # rows normalized at a time
 FORMAT_VERSION = 1
+
+
+def resolve(where: str, name: str) -> tuple[str, float | None]:
+    """(one of MODES, the bound that it clips to or None) of a mode or an alias.
+
+    Raises UserError for an unknown name, and for one that means different things: "bounds".
+    """
+    if name in MODES:
+        return name, None
+    if name in ALIASES:
+        return ALIASES[name]
+    same = {alias: mode for alias, mode in ALIASES.items() if alias.partition("/")[2] == name}
+    if len(set(same.values())) > 1:
+        meanings = ", ".join(f"{a!r} is {m} clipped to {c}" for a, (m, c) in same.items())
+        raise plugin.UserError(f"{where}: {name!r} is ambiguous: {meanings}; say which")
+    raise plugin.UserError(plugin.unknown(where, name, (*MODES, *ALIASES)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Per-dim statistics of `count` rows, in raw units; each field has D numbers."""
+    """Per-dim statistics of `count` rows, in raw units; each field has D numbers.
+
+    `rank_error` is that of q01 and q99, as a share of the rows; 0 = exact.
+    """
 
     count: int
     mean: tuple[float, ...]
@@ -41,6 +79,7 @@ class Statistics:
     max: tuple[float, ...]
     q01: tuple[float, ...]
     q99: tuple[float, ...]
+    rank_error: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +104,25 @@ class Entry:
 
     def shift_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 [D] each. A degenerate dim is shifted to zero and not scaled."""
+        shift, scale = self._spread()
+        scale = np.where(self.degenerate(), 1.0, scale)
+        active = np.asarray(self.active, bool)
+        return np.where(active, shift, 0.0), np.where(active, scale, 1.0)
+
+    def degenerate(self) -> np.ndarray:
+        """Whether the spread of a dim, in the sense of the mode, is nothing or noise: bool [D]."""
+        s = self.statistics
+        largest = np.maximum(np.abs(np.float64(s.min)), np.abs(np.float64(s.max)))
+        return self._spread()[1] <= DEGENERATE * largest
+
+    def _spread(self) -> tuple[np.ndarray, np.ndarray]:
         s = {k: np.asarray(v, np.float64) for k, v in dataclasses.asdict(self.statistics).items()}
         if self.mode == "identity":
-            shift, scale = np.zeros_like(s["mean"]), np.ones_like(s["mean"])
-        elif self.mode == "zscore":
-            shift, scale = s["mean"], s["std"]
-        else:
-            low, high = ("min", "max") if self.mode == "minmax" else ("q01", "q99")
-            shift, scale = (s[high] + s[low]) / 2, (s[high] - s[low]) / 2
-        largest = np.maximum(np.abs(s["min"]), np.abs(s["max"]))
-        scale = np.where(scale <= DEGENERATE * largest, 1.0, scale)
-        active = np.asarray(self.active, bool)
-        return np.where(active, shift, 0.0), np.where(active & (scale > 0), scale, 1.0)
+            return np.zeros_like(s["mean"]), np.ones_like(s["mean"])
+        if self.mode == "zscore":
+            return s["mean"], s["std"]
+        low, high = ("min", "max") if self.mode == "minmax" else ("q01", "q99")
+        return (s[high] + s[low]) / 2, (s[high] - s[low]) / 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,16 +154,23 @@ class Normalizer:
         """float32 [..., D] raw -> normalized, clipped where the entry says so."""
         entry = self.entry(key, field)
         shift, scale = entry.shift_and_scale()
-        normalized = (_sized(key, field, values, len(shift)) - shift) / scale
-        if entry.clip is not None:
-            clipped = np.clip(normalized, -entry.clip, entry.clip)
-            normalized = np.where(np.asarray(entry.active), clipped, normalized)
-        return normalized.astype(np.float32)
+        values = _sized(key, field, values, len(shift))
+        normalized = np.empty(values.shape, np.float32)
+        flat, out = values.reshape(-1, len(shift)), normalized.reshape(-1, len(shift))
+        for begin in range(0, len(flat), BLOCK):  # float64 of a block, not of all the data
+            block = (flat[begin : begin + BLOCK].astype(np.float64) - shift) / scale
+            if entry.clip is not None:
+                clipped = np.clip(block, -entry.clip, entry.clip)
+                block = np.where(np.asarray(entry.active), clipped, block)
+            out[begin : begin + BLOCK] = block
+        return normalized
 
     def inverse(self, key: str, field: str, values) -> np.ndarray:
         """float32 [..., D] normalized -> raw: the inverse of `forward` where nothing is clipped."""
         shift, scale = self.entry(key, field).shift_and_scale()
-        return (_sized(key, field, values, len(shift)) * scale + shift).astype(np.float32)
+        return (_sized(key, field, values, len(shift)).astype(np.float64) * scale + shift).astype(
+            np.float32
+        )
 
     def clip_fraction(self, key: str, field: str, values) -> np.ndarray:
         """float64 [D]: share of the raw `values` [N, D] that `forward` clips."""
@@ -216,7 +269,7 @@ def _entry(body: Mapping) -> Entry:
 
 
 def _sized(key: str, field: str, values, size: int) -> np.ndarray:
-    values = np.asarray(values, np.float64)
+    values = np.asarray(values)
     if values.shape[-1:] != (size,):
         raise plugin.UserError(
             f"normalizer: {key}/{field}: got shape {values.shape}, expected [..., {size}]; the "

@@ -140,26 +140,35 @@ def _copy(batch):
 def _iterate(batches: Batches, workers: int, threads: int, prefetch: int):
     import grain
 
+    _one_thread_each()
     if workers:
-        _parse_absl_flags()
+        parse_absl_flags()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         processes = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=prefetch
         )
         dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
-        return _Copies(iter(dataset.mp_prefetch(processes, worker_init_fn=_leave_signals)))
+        return _Copies(iter(dataset.mp_prefetch(processes, worker_init_fn=_begin)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
-def _leave_signals(worker: int, workers: int) -> None:
+def _begin(worker: int, workers: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the whole group: the parent decides, and ends us."""
     del worker, workers
+    _one_thread_each()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _parse_absl_flags() -> None:
+def _one_thread_each() -> None:
+    """Rows are read in parallel already: a resize that asks for all cores waits for the others."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+
+def parse_absl_flags() -> None:
     """Grain's workers read absl flags, which raise unless someone has parsed a command line."""
     from absl import flags
 

@@ -69,14 +69,14 @@ def text(found: dict) -> str:
 
 def _split(folder: _rlds_folder.Folder, split: str) -> dict:
     lengths, texts, ranges, cameras = [], {}, {}, {}
-    readers = [folder.reader(path) for path, _ in folder.shards(split)]
+    readers = {piece.path: folder.reader(piece.path) for piece in folder.pieces(split)}
     for record in _rlds_folder.records(folder, split, lambda name: True):
         lengths.append(record.length)
         for name, value in record.columns.items():
             if isinstance(value, _example.Spans):
                 if name not in cameras and len(value) and value.lengths[0]:
                     place = (int(value.offsets[0]), int(value.lengths[0]))
-                    data = readers[record.shard].read(record.number, record.offset, *place)
+                    data = readers[record.path].read(record.number, record.offset, [place])[0]
                     cameras[name] = _camera(data, f"{record.where}: {name}")
             elif isinstance(value, list):
                 if "language" in name or "instruction" in name:

@@ -9,8 +9,11 @@ from fractions import Fraction
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import members as members_lib
 from vla_jax.data import order
 from vla_jax.types import SourceContext
+
+LABEL_ROWS = 16  # samples that are looked at before a member counts as unlabelled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,34 +33,16 @@ class Mixture:
         """Builds every member: ``{name: dict(source=dict(type="rlds", …), weight=1.0)}``.
 
         Args:
-          members: `weight` is a number or a list of (n, weight) breakpoints (linear between them);
-            `source` is a spec or a ready IndexedSource.
+          members: see members.py; `source` is a spec or a ready IndexedSource.
           context: the stream's; each source sees it under its member's name.
           seed: of order and augmentation.
 
         Raises:
-          UserError: no members, an unknown key, an empty source, members whose rows differ in
-            shape, or what a source itself refuses.
+          UserError: no members, an unknown key, an empty or unlabelled source, members whose rows
+            differ in shape, or what a source itself refuses.
         """
-        if not members:
-            raise plugin.UserError(
-                f"streams.{context.stream}.mixture: no members; name at least one"
-            )
-        sources, weights = {}, {}
-        for name, member in sorted(members.items()):
-            where = f"streams.{context.stream}.mixture.{name}"
-            for key in member:
-                if key not in ("source", "weight"):
-                    raise plugin.UserError(plugin.unknown(where, key, ("source", "weight")))
-            if "source" not in member:
-                raise plugin.UserError(f"{where}: no source; give source=dict(type=…)")
-            source, weights[name] = member["source"], member.get("weight", 1)
-            if isinstance(source, Mapping):
-                named = dataclasses.replace(context, name=name)
-                source = plugin.build("data.sources", source, named)
-            if len(source) == 0:
-                raise plugin.UserError(f"{where}: the source is empty, expected samples")
-            sources[name] = source
+        where = f"streams.{context.stream}.mixture"
+        sources, weights = members_lib.build(members, context, where)
         mixture = cls(context.stream, seed, sources, weights, order.Order.make(weights))
         mixture._check_rows()
         return mixture
@@ -114,7 +99,10 @@ class Mixture:
         first, expected = None, {}
         for name, source in self.sources.items():
             rng = order.generator(self.seed, self.stream, name, 0)
-            shapes = _shapes(source.sample(0, rng))
+            row = source.sample(0, rng)
+            if not _labelled(row):
+                self._check_labels(name, source)
+            shapes = _shapes(row)
             if first is None:
                 first, expected = name, shapes
             if shapes != expected:
@@ -124,6 +112,24 @@ class Mixture:
                     f"{differ[:6]}; one stream has one batch shape: give both the same targets and "
                     "image sizes, or two streams"
                 )
+
+    def _check_labels(self, name: str, source) -> None:
+        places = sorted({len(source) * i // LABEL_ROWS for i in range(LABEL_ROWS)})
+        for index in places:
+            rng = order.generator(self.seed, self.stream, name, index)
+            if _labelled(source.sample(index, rng)):
+                return
+        raise plugin.UserError(
+            f"streams.{self.stream}.mixture.{name}: unlabelled: none of {len(places)} samples, "
+            f"spread over its {len(source)}, has a label for any target; leave the member out, or "
+            "give it targets that it has labels for"
+        )
+
+
+def _labelled(row: Mapping) -> bool:
+    """Whether a row can train anything; rows without targets are for objectives without."""
+    masks = row.get("target_masks", {})
+    return not masks or any(np.any(mask) for mask in masks.values())
 
 
 def _shapes(row, prefix: str = "") -> dict[str, tuple]:

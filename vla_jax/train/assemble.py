@@ -13,7 +13,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
-from vla_jax.data import engine, mixture, statistics
+from vla_jax.data import engine, mixture, statistics, statistics_file
 from vla_jax.models import build, pretrained, synthetic
 from vla_jax.parallel import processes
 from vla_jax.train import checkpoint, hooks, loop
@@ -213,12 +213,35 @@ def _normalizer(config, start, mixtures) -> normalizer_lib.Normalizer:
         keys = [s.dataset_key for mix in mixtures for s in mix.sources.values() if _measured(s)]
         # Only this run's robots: readings are padded to the largest in the table.
         return stored.table(dict.fromkeys(keys)) if keys else stored
-    sources = [source for mix in mixtures for source in mix.sources.values()]
-    fields = {
-        field for source in sources if _measured(source) for field in source.statistics_columns()
-    }
-    modes = {field: _mode(config.normalizer.modes, field) for field in sorted(fields)}
-    return statistics.compute(sources, mode=modes, clip=config.normalizer.clip)
+    tables = statistics.gather(s for mix in mixtures for s in mix.sources.values())
+    stats = config.normalizer.stats
+    if stats == "recompute":
+        found = statistics.measure(tables)
+    else:
+        found = statistics_file.fitting(_files(stats), tables)
+    return statistics.normalizer(
+        tables, found, mode=modes(config, tables), clip=config.normalizer.clip
+    )
+
+
+def modes(config, tables: Mapping) -> dict[str, str]:
+    """Field -> mode, by the rows of config.normalizer.modes; UserError for a field without a row.
+
+    `tables` are those of statistics.gather.
+    """
+    fields = {field for data in tables.values() for part in data.values() for field in part}
+    return {field: _mode(config.normalizer.modes, field) for field in sorted(fields)}
+
+
+def _files(stats: str | Sequence[str]) -> tuple[str, ...]:
+    files = (stats,) if isinstance(stats, str) else tuple(stats)
+    for file in files:
+        if not statistics_file.exists(file):
+            raise plugin.UserError(
+                f"config.normalizer.stats: no file {file!r}; expected 'recompute', 'checkpoint', "
+                "or files that `vla data stats --config … --out FILE` made"
+            )
+    return files
 
 
 def _measured(source) -> bool:

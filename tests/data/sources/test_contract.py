@@ -1,6 +1,7 @@
 """Every file of data/sources/ keeps the contract; the files are found by listing the folder."""
 
 import inspect
+import json
 import os
 import pathlib
 import pickle
@@ -34,13 +35,23 @@ def write(root) -> None:
     for i in range(12):
         members[f"{i}.png"], members[f"{i}.txt"] = pictures.png((20 * i, 0, 0)), b"a red square"
     pictures.write(root / "pictures.tar", members)
-    text_tokenizer.TextTokenizer.train(["a red square", "touch the cat"] * 3).save(root / "words")
+    records = []
+    for i in range(12):
+        (root / f"{i}.png").write_bytes(pictures.png((20 * i, 0, 0)))
+        asked = {"from": "human", "value": "<image>\na red square"}
+        turns = [asked, {"from": "gpt", "value": "[0.2, 0.2, 0.4, 0.4]"}]
+        records.append({"id": i, "image": f"{i}.png", "conversations": turns})
+    (root / "asked.json").write_text(json.dumps(records))
+    text_tokenizer.TextTokenizer.train(
+        ["a red square", "touch the cat", "[0.12, 0.34, 5.67, 8.9]"] * 3
+    ).save(root / "words")
 
 
 def given(name: str, root) -> dict:
     """What a source cannot do without; a new file of data/sources/ needs a line here."""
     return {
         "collage": dict(archives=("twemoji",)),
+        "llava": dict(path=f"{root}/asked.json", images=str(root), holdout=0.5, unit="fraction"),
         "image_text": dict(path=f"{root}/pictures.tar", holdout=0.5),
         "lerobot": dict(
             path=f"{root}/lerobot",

@@ -8,6 +8,7 @@ from vla_jax import plugin
 from vla_jax.data.sources import (
     _array_record,
     _example,
+    _files,
     _rlds_folder,
     _tfrecord,
 )
@@ -26,15 +27,45 @@ def test_crc_of_a_known_record(tmp_path):
     places = list(_tfrecord.scan(path))
     assert [data for _, data in places] == [b"one", b"", b"three"]
     reader = _tfrecord.Reader(path)
-    assert reader.read(2, places[2][0], 1, 3) == b"hre"
-    with pytest.raises(plugin.UserError, match="got 2 of 9 bytes|became shorter"):
-        reader.read(2, places[2][0], 3, 90)
+    assert reader.read(2, places[2][0], [(1, 3), (0, 1)]) == [b"hre", b"t"]
+    with pytest.raises(plugin.UserError, match="got 6 of 90 bytes.*shorter"):
+        reader.read(2, places[2][0], [(3, 90)])
 
 
-def test_gzip_is_said(tmp_path):
-    (tmp_path / "shard").write_bytes(gzip.compress(b"a record"))
-    with pytest.raises(plugin.UserError, match="GZIP"):
-        list(_tfrecord.scan(tmp_path / "shard"))
+def test_a_compressed_shard_is_scanned_and_unpacked(tmp_path):
+    _tfrecord.write(tmp_path / "plain", [b"a record", b"another"])
+    (tmp_path / "shard").write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+    assert list(_tfrecord.scan(tmp_path / "shard")) == list(_tfrecord.scan(tmp_path / "plain"))
+    file = _files.File(tmp_path / "shard")
+    assert _tfrecord.is_gzip(file) and not _tfrecord.is_gzip(_files.File(tmp_path / "plain"))
+    _tfrecord.unpack(file, str(tmp_path / "again"))
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "plain").read_bytes()
+    (tmp_path / "shard").write_bytes((tmp_path / "shard").read_bytes()[:-9])
+    *_, (_, last) = _tfrecord.scan(tmp_path / "shard")
+    assert "broken GZIP" in str(last)
+    _tfrecord.unpack(_files.File(tmp_path / "shard"), str(tmp_path / "again"))
+    assert (tmp_path / "plain").read_bytes().startswith((tmp_path / "again").read_bytes())
+
+
+def test_a_scan_goes_on_behind_a_corrupt_record(tmp_path):
+    _tfrecord.write(tmp_path / "shard", [b"one", b"two", b"three"])
+    whole = (tmp_path / "shard").read_bytes()
+    second = 12 + 3 + 4
+
+    def scan(at):
+        damaged = bytearray(whole)
+        damaged[at] ^= 4
+        (tmp_path / "shard").write_bytes(damaged)
+        return [data for _, data in _tfrecord.scan(tmp_path / "shard")]
+
+    first, broken, third = scan(second + 12)
+    assert (first, third) == (b"one", b"three")
+    assert "record 1 at byte 19" in str(broken) and "CRC32C" in str(broken)
+    first, broken = scan(second)
+    assert first == b"one" and "a length (7)" in str(broken), "what follows cannot be found"
+    (tmp_path / "shard").write_bytes(whole[:-6])
+    *rest, broken = [data for _, data in _tfrecord.scan(tmp_path / "shard")]
+    assert rest == [b"one", b"two"] and "truncated" in str(broken)
 
 
 def test_a_length_that_looks_like_gzip_is_read(tmp_path):

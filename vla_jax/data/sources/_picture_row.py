@@ -6,9 +6,13 @@ that its stream has, and a target that a source knows nothing about comes masked
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from PIL import Image, ImageOps
 
 from vla_jax import plugin
+from vla_jax.data import images
 
 TARGETS = ("point", "region_point", "region_name", "text")
 
@@ -77,3 +81,73 @@ def image_size(context, view: str) -> tuple[int, int]:
         )
     height, width = context.image_sizes[view]
     return int(height), int(width)
+
+
+class Broken(plugin.UserError):
+    """A sample that cannot be read; a source may be told to take the next one in its place."""
+
+
+def decoded(data: bytes, where: str) -> np.ndarray:
+    """uint8 [height, width, 3]; transparency laid on white, turned as its EXIF says; or Broken."""
+    try:
+        if data[:2] == b"\xff\xd8" and b"Exif" not in data[:4096]:
+            return images.decode(data)
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if not image.has_transparency_data:
+            return np.asarray(image.convert("RGB"))
+        rgba = np.asarray(image.convert("RGBA"))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Broken(
+            f"{where}: {len(data)} bytes that are no readable image ({error}); repack or remove it"
+        ) from error
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def part(shape, size: tuple[int, int], smallest: float, rng) -> tuple[int, int, int, int]:
+    """(top, left, rows, columns) of the part of a picture of `shape` that a row shows.
+
+    The largest part of the aspect ratio of `size`, in the middle; with `rng` (training) at a random
+    place, and a random share, at least `smallest`, of its side.
+    """
+    height, width = size
+    zoom = min(shape[0] / height, shape[1] / width)
+    share, across, down = 1.0, 0.5, 0.5
+    if rng is not None:
+        share, across, down = rng.random(3)
+        share = smallest + (1 - smallest) * share
+    rows = max(1, round(zoom * height * share))
+    columns = max(1, round(zoom * width * share))
+    return round(down * (shape[0] - rows)), round(across * (shape[1] - columns)), rows, columns
+
+
+def cut(image: np.ndarray, shown: tuple[int, int, int, int], size, method: str) -> np.ndarray:
+    """uint8 [height, width, 3]: the `shown` part of a picture, scaled to `size`."""
+    top, left, rows, columns = shown
+    piece = np.ascontiguousarray(image[top : top + rows, left : left + columns])
+    return images.resize(piece, size, method)
+
+
+def encoded(tokenizer, where: str, said: str, answer: str | None, length: int, short: bool):
+    """((ids, mask) of the instruction, (ids, mask) of the answer with its ends, or None).
+
+    Raises UserError, beginning with `where`, for a text of more than `length` pieces unless `short`
+    cuts it.
+    """
+    try:
+        language = tokenizer.encode_padded(said, length, cut=short)
+        if answer is None:
+            return language, None
+        return language, tokenizer.encode_padded(answer, length, ends=True, cut=short)
+    except plugin.UserError as error:
+        raise plugin.UserError(f"{where}: {error}; or cut texts with cut=True") from None
+
+
+def check_reading(where: str, crop: float, holdout: float, broken: str) -> None:
+    """UserError for arguments of a picture source that are out of range."""
+    if not 0 < crop <= 1 or not 0 <= holdout < 1:
+        raise plugin.UserError(
+            f"{where}: got crop={crop}, holdout={holdout}; expected 0 < crop <= 1, 0 <= holdout < 1"
+        )
+    if broken not in ("error", "next"):
+        raise plugin.UserError(plugin.unknown(f"{where}: broken", broken, ("error", "next")))

@@ -1,8 +1,11 @@
 """Pictures with captions from WebDataset-style tar shards, read in place by index.
 
     000.jpg (or .jpeg .png .webp)   the picture; a transparent one is laid on white
-    000.json                        {"caption": "…"} (see `captions`), or
+    000.json                        {"caption": "…"} (see `captions`), and where that has none, or
     000.txt                         the caption itself
+
+That is also the layout that img2dataset writes (github.com/rom1504/img2dataset), whose captions may
+be empty and whose pictures may be broken: `broken="next"` takes the next sample instead.
 
 A row carries the caption twice, for whoever reads it: as the task's `language` (contrastive: the
 text side), and as the target `text` with BOS and EOS (next-token prediction). A stream that trains
@@ -13,40 +16,49 @@ for instance "describe the picture".
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from vla_jax import plugin, types
-from vla_jax.data import images
 from vla_jax.data.sources import _picture_row, _tar
 
 DEBUG = {}
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("json", "txt")
+TRIES = 32  # samples in a row that may be broken, where they may be at all
 
 
 class ImageText:
     """An IndexedSource of captioned pictures; `make` says what it is made of."""
 
     def __init__(
-        self, context, shards, samples, *, captions, language, view, targets, regions, cut, crop
+        self,
+        context,
+        shards,
+        samples,
+        *,
+        captions,
+        language,
+        view,
+        targets,
+        regions,
+        cut,
+        crop,
+        broken,
     ):
         self.context, self._shards, self._samples = context, shards, samples
         self._captions, self._language, self._targets = captions, language, targets
         self._view, self._regions, self._cut, self._crop = view, regions, cut, crop
+        self._broken, self.replaced = broken, 0
         self._size = _picture_row.image_size(context, view)
         _picture_row.blank_targets(context, targets, regions)  # unknown names raise here
-        digest = hashlib.sha256()
-        for sample in samples:
-            digest.update(f"{sample.shard} {sample.key} {sorted(sample.members.items())}".encode())
         tokenizer = getattr(context.text_tokenizer, "fingerprint", None)
         how = (self._size, captions, language, targets, view, regions, cut, crop, context.train)
-        digest.update(repr((how, context.max_tokens, context.window, tokenizer)).encode())
+        how = (*how, broken, context.max_tokens, context.window, context.resize, tokenizer)
+        digest = hashlib.sha256(f"{shards.fingerprint(samples)} {how!r}".encode())
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -55,75 +67,82 @@ class ImageText:
     def sample(self, index: int, rng: np.random.Generator) -> dict:
         """Row `index` of the vl stream; `rng` chooses among several captions, and the crop.
 
-        Raises UserError for a picture that does not decode, a sample without a caption, a caption
-        longer than max_tokens (unless `cut`), and a context without a text tokenizer.
+        Raises UserError for a picture that does not decode, a sample without a caption (unless
+        `broken` is "next"), a caption longer than max_tokens (unless `cut`), and a context without
+        a text tokenizer.
         """
-        tokenizer = self.context.text_tokenizer
-        if tokenizer is None:
+        if self.context.text_tokenizer is None:
             raise plugin.UserError(
                 f"{self.context.name}: captions need a text tokenizer and the config names none; "
                 "make one with `vla data text-tokenizer` and set text_tokenizer"
             )
-        sample = self._samples[index]
+        for attempt in range(TRIES):
+            try:
+                return self._row((index + attempt) % len(self), rng)
+            except _picture_row.Broken:
+                if self._broken == "error" or attempt == TRIES - 1:
+                    raise
+                self.replaced += 1  # in this process
+
+    def _row(self, index: int, rng: np.random.Generator) -> dict:
+        sample = int(self._samples[index])
         choices = self.captions(index)
         caption = choices[int(rng.integers(len(choices)))]
-        said = caption if self._language is None else self._language
-        length = self.context.max_tokens
         targets, masks = _picture_row.blank_targets(self.context, self._targets, self._regions)
-        try:
-            language = tokenizer.encode_padded(said, length, cut=self._cut)
-            if "text" in targets:
-                targets["text"], masks["text"] = tokenizer.encode_padded(
-                    caption, length, ends=True, cut=self._cut
-                )
-        except plugin.UserError as error:
-            hint = "; or cut captions with cut=True"
-            raise plugin.UserError(f"{self._shards.where(sample)}: {error}{hint}") from None
-        image = self._resized(self._picture(sample), rng)
+        language, text = _picture_row.encoded(
+            self.context.text_tokenizer,
+            self._shards.where(sample),
+            caption if self._language is None else self._language,
+            caption if "text" in targets else None,
+            self.context.max_tokens,
+            self._cut,
+        )
+        if text is not None:
+            targets["text"], masks["text"] = text
+        image = self._picture(sample)
+        train = rng if self.context.train else None
+        shown = _picture_row.part(image.shape, self._size, self._crop, train)
+        image = _picture_row.cut(image, shown, self._size, self.context.resize)
         return _picture_row.row(self.context, self._view, image, language, targets, masks)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of a sample; UserError when it has none."""
-        sample = self._samples[index]
-        ending = next((e for e in CAPTIONS if e in sample.members), None)
-        where = f"{self._shards.where(sample)}.{ending}"
-        try:
-            text = self._shards.read(sample, ending).decode()
-            found = [text] if ending == "txt" else _fields(json.loads(text), self._captions)
-        except ValueError as error:
-            raise plugin.UserError(f"{where}: no UTF-8 text, or no JSON ({error})") from error
-        found = tuple(line for caption in found if (line := " ".join(caption.split())))
-        if not found:
-            fields = f"expected one of the fields {self._captions}" if ending == "json" else "empty"
-            raise plugin.UserError(f"{where}: no caption: {fields}; got {text[:80]!r}")
-        return found
+        sample, found, said = int(self._samples[index]), [], {}
+        for ending in (e for e in CAPTIONS if e in self._shards.members(sample)):
+            try:
+                said[ending] = self._shards.read(sample, ending).decode()
+                text = said[ending]
+                found = [text] if ending == "txt" else _fields(json.loads(text), self._captions)
+            except ValueError as error:
+                if isinstance(error, plugin.UserError):
+                    raise
+                raise _picture_row.Broken(
+                    f"{self._shards.where(sample)}.{ending}: no UTF-8 text, or no JSON ({error})"
+                ) from error
+            found = [line for caption in found if (line := " ".join(caption.split()))]
+            if found:
+                return tuple(found)
+        fields = f"expected one of the fields {self._captions}" if "json" in said else "empty"
+        raise _picture_row.Broken(
+            f"{self._shards.where(sample)}.{ending}: no caption: {fields}; "
+            f"got {said[ending][:80]!r}"
+        )
 
     def texts(self) -> list[str]:
         """Every caption of every sample: what a text tokenizer may be trained on."""
-        return [caption for i in range(len(self)) for caption in self.captions(i)]
+        found = []
+        for i in range(len(self)):
+            try:
+                found += self.captions(i)
+            except _picture_row.Broken:
+                if self._broken == "error":
+                    raise
+        return found
 
-    def _picture(self, sample: _tar.Sample) -> np.ndarray:
-        ending = next(e for e in PICTURES if e in sample.members)
+    def _picture(self, sample: int) -> np.ndarray:
+        ending = next(e for e in PICTURES if e in self._shards.members(sample))
         data = self._shards.read(sample, ending)
-        return _decode(data, f"{self._shards.where(sample)}.{ending}")
-
-    def _resized(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The largest part of the stream's aspect ratio, scaled to its size.
-
-        Held out: the middle one. In training: at a random place, and a random share of its side.
-        """
-        height, width = self._size
-        zoom = min(image.shape[0] / height, image.shape[1] / width)
-        share, across, down = 1.0, 0.5, 0.5
-        if self.context.train:
-            share, across, down = rng.random(3)
-            share = self._crop + (1 - self._crop) * share
-        rows = max(1, round(zoom * height * share))
-        columns = max(1, round(zoom * width * share))
-        y = round(down * (image.shape[0] - rows))
-        x = round(across * (image.shape[1] - columns))
-        part = np.ascontiguousarray(image[y : y + rows, x : x + columns])
-        return images.resize(part, (height, width), self.context.resize)
+        return _picture_row.decoded(data, f"{self._shards.where(sample)}.{ending}")
 
 
 def make(
@@ -138,12 +157,14 @@ def make(
     cut: bool = False,
     crop: float = 1.0,
     holdout: float = 0.1,
+    broken: str = "error",
+    index_dir: str | None = None,
 ) -> ImageText:
     """A source of captioned pictures for the vl stream.
 
     Args:
       context: SourceContext; with `train` False the held-out pictures, without augmentation.
-      path: a tar, a folder of tars, a glob pattern, or several of them.
+      path: a tar, a folder of tars, a pattern ("web/{000..127}.tar"), or several; URLs, too.
       captions: JSON fields to take captions from, each a string or a list of them; all that are
         there are candidates, one is drawn per row.
       language: the instruction; None: the caption.
@@ -153,22 +174,22 @@ def make(
       cut: shorten captions that are longer than the stream's max_tokens instead of raising.
       crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
       holdout: share of the pictures, chosen by their keys, that is held out of training.
+      broken: "next": in place of a sample whose picture or caption cannot be read comes the next
+        one, and `replaced` counts it; "error": it is an error.
+      index_dir: where the shards' indices are kept, so that only the first start scans them.
 
     Raises:
       UserError: nothing at `path`, a broken or compressed tar, a picture without a caption or the
         other way round, no picture left, or a number out of range.
     """
     where = context.name
-    if not 0 < crop <= 1 or not 0 <= holdout < 1:
-        raise plugin.UserError(
-            f"{where}: got crop={crop}, holdout={holdout}; expected 0 < crop <= 1, 0 <= holdout < 1"
-        )
-    shards = _tar.Shards(_tar.find(where, path))
+    _picture_row.check_reading(where, crop, holdout, broken)
+    shards = _tar.Shards(_tar.find(where, path), index_dir)
     _check_pairs(shards)
-    samples = [s for s in shards.samples if (_share(s.key) < holdout) != context.train]
-    if not samples:
+    samples = np.flatnonzero((shards.share < holdout) != context.train)
+    if not len(samples):
         raise plugin.UserError(
-            f"{where}: {len(shards.samples)} pictures at {path!r}, none of them in the "
+            f"{where}: {len(shards)} pictures at {path!r}, none of them in the "
             f"{'training' if context.train else 'held-out'} part (holdout={holdout})"
         )
     return ImageText(
@@ -182,18 +203,21 @@ def make(
         cut=cut,
         crop=crop,
         regions=regions,
+        broken=broken,
     )
 
 
 def _check_pairs(shards: _tar.Shards) -> None:
     """UserError for a picture without a caption, or the other way round."""
-    for sample in shards.samples:
-        for kind, endings in (("picture", PICTURES), ("caption", CAPTIONS)):
-            if not any(ending in sample.members for ending in endings):
-                raise plugin.UserError(
-                    f"{shards.where(sample)}: no {kind}, it has {sorted(sample.members)}; "
-                    f"expected one of {endings} beside it in the same tar"
-                )
+    for kind, endings in (("picture", PICTURES), ("caption", CAPTIONS)):
+        without = np.flatnonzero(~shards.have(endings))
+        if len(without):
+            first = int(without[0])
+            raise plugin.UserError(
+                f"{shards.where(first)}: no {kind}, it has {sorted(shards.members(first))}; "
+                f"expected one of {endings} beside it in the same tar ({len(without)} samples lack "
+                "one)"
+            )
 
 
 def texts(
@@ -201,10 +225,13 @@ def texts(
     path: str | Sequence[str],
     captions: Sequence[str] = ("caption", "text"),
     holdout: float = 0.1,
+    broken: str = "error",
+    index_dir: str | None = None,
 ) -> list[str]:
     """The training captions, what a text tokenizer may be trained on; arguments as in `make`."""
     context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
-    return make(context, path=path, captions=captions, holdout=holdout).texts()
+    how = dict(captions=captions, holdout=holdout, broken=broken, index_dir=index_dir)
+    return make(context, path=path, **how).texts()
 
 
 def _fields(record, names: Sequence[str]) -> list[str]:
@@ -214,25 +241,3 @@ def _fields(record, names: Sequence[str]) -> list[str]:
     values = [record.get(name) for name in names]
     listed = [value if isinstance(value, list) else [value] for value in values]
     return [text for texts in listed for text in texts if isinstance(text, str)]
-
-
-def _share(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone, whatever else is in the shards."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-
-
-def _decode(data: bytes, where: str) -> np.ndarray:
-    """uint8 [height, width, 3]; transparency laid on white, turned as its EXIF says."""
-    try:
-        if data[:2] == b"\xff\xd8" and b"Exif" not in data[:4096]:
-            return images.decode(data)
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if not image.has_transparency_data:
-            return np.asarray(image.convert("RGB"))
-        rgba = np.asarray(image.convert("RGBA"))
-    except (ValueError, OSError, SyntaxError) as error:
-        raise plugin.UserError(
-            f"{where}: {len(data)} bytes that are no readable image ({error}); repack the tar"
-        ) from error
-    alpha = rgba[..., 3:].astype(np.uint16)
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -1,0 +1,363 @@
+"""Questions and answers about pictures from LLaVA-style JSON, and a folder of pictures.
+
+    [{"id": "1",                                     (or one record per line, .jsonl)
+      "image": "coco/000000033471.jpg",              below `images`
+      "conversations": [
+        {"from": "human", "value": "<image>\\nWhat is on the table?"},
+        {"from": "gpt",   "value": "A cat."},        a sample: this question, this answer
+        {"from": "human", "value": "Where is it?"},
+        {"from": "gpt",   "value": "[0.31, 0.40, 0.52, 0.66]"}]}, …]
+
+(LLaVA, docs/Finetune_Custom_Data.md.) The question is the task's `language`, the answer the target
+`text`. With `unit`, boxes and points mean places of the picture: in both texts they are rewritten
+as fractions of the part that is shown, and the target `point` is the middle of an answer's only
+place, or of the one in the record's field `place`. A place that a crop has cut off masks its
+targets.
+
+Records stay in their file, and are read by byte range: in memory are places and numbers of turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from vla_jax import plugin, types
+from vla_jax.data.sources import _files, _picture_row, _places, _sidecar, _tar
+
+DEBUG = {}
+
+KIND = "llava 1"
+HUMAN, MODEL = ("human", "user"), ("gpt", "assistant", "model")
+TAG = "<image>"
+TRIES = 32  # samples in a row that may be broken, where they may be at all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How records become samples.
+
+    Attributes:
+      view: the view that the picture stands for.
+      targets: those of the stream; what the records know nothing about comes masked out.
+      regions: K of the masked-out region targets: as many as the stream's other sources have.
+      history: how many earlier turns of the conversation stand before the question.
+      unit: what numbers in brackets mean, one of _places.UNITS; None: they are text, and a crop
+        would falsify them.
+      place: a field of the record that holds a box or point; None: they stand in the answers.
+      box: "corners" (left, top, right, bottom) or "size" (left, top, width, height).
+      cut: shorten texts that are longer than the stream's max_tokens instead of raising.
+      crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
+      holdout: share of the pictures, by a hash of their names, that is held out of training, with
+        all that is asked about them.
+      broken: "next": in place of a sample whose picture cannot be read comes the next one, and
+        `replaced` counts it; "error": it is an error.
+      text_only: "error" or "leave_out", for records without a picture.
+      index_dir: where the files' indices are kept, so that only the first start reads them whole.
+    """
+
+    view: str = "primary"
+    targets: tuple[str, ...] = ("text",)
+    regions: int = 0
+    history: int = 0
+    unit: str | None = None
+    place: str | None = None
+    box: str = "corners"
+    cut: bool = False
+    crop: float = 1.0
+    holdout: float = 0.1
+    broken: str = "error"
+    text_only: str = "error"
+    index_dir: str | None = None
+
+    @classmethod
+    def make(cls, where: str, arguments: Mapping) -> Reading:
+        """From a config's arguments, whose names plugin.build has checked; checks their values."""
+        made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+        _picture_row.check_reading(where, made.crop, made.holdout, made.broken)
+        for name, known in (
+            ("unit", ("None", *_places.UNITS)),
+            ("box", _places.FORMS),
+            ("text_only", ("error", "leave_out")),
+        ):
+            if str(getattr(made, name)) not in known:
+                raise plugin.UserError(
+                    plugin.unknown(f"{where}: {name}", str(getattr(made, name)), known)
+                )
+        if made.place is not None and made.unit is None:
+            raise plugin.UserError(
+                f"{where}: place={made.place!r} needs unit, what its numbers mean"
+            )
+        return made
+
+
+class Llava:
+    """An IndexedSource of questions about pictures; `make` says what it is made of."""
+
+    def __init__(self, context, files, samples, images: str, reading: Reading, left_out: int):
+        self.context, self._files, self._samples, self._images = context, files, samples, images
+        self._reading, self._left_out, self.replaced = reading, left_out, 0
+        self._size = _picture_row.image_size(context, reading.view)
+        # Unknown names raise here.
+        _picture_row.blank_targets(context, reading.targets, reading.regions)
+        tokenizer = getattr(context.text_tokenizer, "fingerprint", None)
+        how = dataclasses.replace(reading, index_dir=None)
+        said = (self._size, how, context.train, context.max_tokens, context.window)
+        digest = hashlib.sha256(repr((*said, context.resize, tokenizer, images)).encode())
+        digest.update(np.ascontiguousarray(samples))
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def summary(self) -> dict:
+        """Counts for the mixture's table: records without a picture that were left out."""
+        return {"left_out": self._left_out} if self._left_out else {}
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict:
+        """Row `index` of the vl stream; `rng` chooses the crop.
+
+        Raises UserError for a picture that is not there or does not decode (unless `broken` is
+        "next"), a text longer than max_tokens (unless `cut`), and a context without a text
+        tokenizer.
+        """
+        if self.context.text_tokenizer is None:
+            raise plugin.UserError(
+                f"{self.context.name}: questions need a text tokenizer and the config names none; "
+                "make one with `vla data text-tokenizer` and set text_tokenizer"
+            )
+        for attempt in range(TRIES):
+            try:
+                return self._row((index + attempt) % len(self), rng)
+            except _picture_row.Broken:
+                if self._reading.broken == "error" or attempt == TRIES - 1:
+                    raise
+                self.replaced += 1  # in this process
+
+    def turn(self, index: int) -> tuple[str, str, dict, str]:
+        """(what is asked, the answer, the record, what to call it in an error)."""
+        file, offset, length, number, turn, _ = (int(v) for v in self._samples[index].tolist())
+        record = json.loads(self._files[file].read(offset, length))
+        where = f"{self._files[file].path}: record {number} ({record.get('id')})"
+        texts = [_plain(entry["value"]) for entry in record["conversations"]]
+        begin = max(0, turn - 2 * self._reading.history)
+        return " ".join(texts[begin : turn + 1]), texts[turn + 1], record, where
+
+    def texts(self) -> list[str]:
+        """Every question and answer, what a text tokenizer may be trained on."""
+        return [text for i in range(len(self)) for text in self.turn(i)[:2]]
+
+    def _row(self, index: int, rng: np.random.Generator) -> dict:
+        how = self._reading
+        said, answer, record, where = self.turn(index)
+        image = self._picture(record, where)
+        train = rng if self.context.train else None
+        shown = _picture_row.part(image.shape, self._size, how.crop, train)
+        targets, masks = _picture_row.blank_targets(self.context, how.targets, how.regions)
+        asked, told, place = said, answer, None
+        if how.unit:
+            move = (how.unit, how.box, image.shape, shown)
+            asked, told = (_places.rewritten(text, *move) for text in (said, answer))
+            place = self._place(record, answer, where, image.shape, shown)
+        language, text = _picture_row.encoded(
+            self.context.text_tokenizer,
+            where,
+            said if asked is None else asked,
+            told if "text" in targets else None,
+            self.context.max_tokens,
+            how.cut,
+        )
+        if asked is not None:  # the question speaks of what is shown
+            if text is not None:
+                targets["text"], masks["text"] = text
+            if place is not None and "point" in targets:
+                targets["point"][-1], masks["point"][-1] = place.reshape(-1, 2).mean(axis=0), True
+        image = _picture_row.cut(image, shown, self._size, self.context.resize)
+        return _picture_row.row(self.context, how.view, image, language, targets, masks)
+
+    def _place(self, record: Mapping, answer: str, where: str, shape, shown) -> np.ndarray | None:
+        """The one place that the answer, or the record's field, says; None: none, or cut off."""
+        how = self._reading
+        if how.place is None:
+            found = _places.found(answer)
+            if len(found) != 1:
+                return None
+            numbers = found[0]
+        else:
+            numbers = record.get(how.place)
+            if np.ndim(numbers) == 2 and len(numbers) == 1:
+                numbers = numbers[0]
+            if not _is_place(numbers):
+                raise _picture_row.Broken(
+                    f"{where}: field {how['place']!r}: got {numbers!r}, expected 2 or 4 numbers"
+                )
+        place = _places.fractions(numbers, how.unit, how.box, shape)
+        if np.any(place < -0.02) or np.any(place > 1.02):
+            raise _picture_row.Broken(
+                f"{where}: the place {list(numbers)} lies outside of its picture of "
+                f"{shape[1]} x {shape[0]} pixels; is unit={how['unit']!r} (box={how['box']!r}) "
+                f"what its numbers mean? Known: {', '.join(_places.UNITS)}"
+            )
+        return _places.seen(place, shape, shown)
+
+    def _picture(self, record: Mapping, where: str) -> np.ndarray:
+        path = _files.join(self._images, _image(record))
+        try:
+            data = _files.read(path)
+        except plugin.UserError as error:
+            raise _picture_row.Broken(f"{where}: field 'image': {error}") from error
+        return _picture_row.decoded(data, f"{where}: field 'image': {path}")
+
+
+def make(context, *, path: str | Sequence[str], images: str, **reading: Reading) -> Llava:
+    """A source of questions and answers for the vl stream.
+
+    Args:
+      context: SourceContext; with `train` False the held-out pictures, without augmentation.
+      path: a .json or .jsonl file, or several; local or by URL.
+      images: the folder that the records' `image` is below.
+      reading: view, targets, unit, holdout, …: see Reading.
+
+    Raises:
+      UserError: no such file, a record that is no JSON or lacks a field (file, record and field
+        named), no sample left, or an argument out of range.
+    """
+    made = Reading.make(context.name, reading)
+    files, rows, shares, left_out = [], [], [], 0
+    for number, name in enumerate([path] if isinstance(path, str) else path):
+        file, found = _sidecar.indexed(name, KIND, _scan, made.index_dir)
+        files.append(file)
+        bare = found["picture"] == 0
+        records = np.unique(found["turns"][bare][:, 2])
+        if len(records) and made.text_only == "error":
+            raise plugin.UserError(
+                f"{file.path}: record {records[0]}: no field 'image', as in {len(records)} "
+                "records; text_only='leave_out' leaves them out"
+            )
+        left_out += len(records)
+        turns = found["turns"][~bare]
+        rows.append(np.concatenate([np.full((len(turns), 1), number), turns], axis=1))
+        shares.append(found["share"][~bare])
+    samples = np.concatenate(rows)[(np.concatenate(shares) < made.holdout) != context.train]
+    if not len(samples):
+        raise plugin.UserError(
+            f"{context.name}: {sum(map(len, rows))} questions in {path!r}, none of them in the "
+            f"{'training' if context.train else 'held-out'} part (holdout={made.holdout})"
+        )
+    return Llava(context, files, samples, _files.normal(images), made, left_out)
+
+
+def texts(
+    *, path: str | Sequence[str], images: str = "", holdout: float = 0.1, **rest
+) -> list[str]:
+    """The training questions and answers, what a text tokenizer may be trained on."""
+    context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
+    known = {k: rest[k] for k in ("text_only", "index_dir") if k in rest}
+    return make(context, path=path, images=images, holdout=holdout, **known).texts()
+
+
+def _scan(file: _files.File) -> Mapping[str, np.ndarray]:
+    """Of every turn: [offset, length, number of its record, turn, digest], picture?, share."""
+    turns, picture, shares = [], [], []
+    for number, (offset, raw) in enumerate(_records(file)):
+        record = _checked(file.path, number, raw)
+        name = _image(record)
+        key = (name or str(record.get("id", number))).encode()
+        # Of the record, so that a fingerprint changes with it.
+        digest = int.from_bytes(hashlib.sha256(raw).digest()[:7], "big")
+        for turn in range(0, len(record["conversations"]), 2):
+            turns.append((offset, len(raw), number, turn, digest))
+            picture.append(name is not None)
+            shares.append(_tar.share(key))
+    if not turns:
+        raise plugin.UserError(f"{file.path}: no records; expected a list of them, or one per line")
+    return {
+        "turns": np.asarray(turns, np.int64),
+        "picture": np.asarray(picture, np.int8),
+        "share": np.asarray(shares, np.float64),
+    }
+
+
+def _records(file: _files.File) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, bytes) of every record of a JSON list, or of a file of lines."""
+    data = file.read(0, file.stamp.size)
+    begin = len(data) - len(data.lstrip(b"\xef\xbb\xbf \t\r\n"))
+    if data[begin : begin + 1] != b"[":
+        offset = 0
+        for line in data.splitlines(keepends=True):
+            if line.strip():
+                yield offset, line.strip()
+            offset += len(line)
+        return
+    decoder, at = json.JSONDecoder(), begin + 1
+    text = data.decode("utf-8", errors="surrogateescape")
+    # Characters are bytes where all is ASCII, as json.dump writes it; else they are counted.
+    ascii_only, place = text.isascii(), len(data[:at].decode("utf-8", errors="surrogateescape"))
+    while True:
+        while text[place : place + 1] in (" ", "\t", "\r", "\n", ","):
+            place, at = place + 1, at + 1
+        if text[place : place + 1] == "]":
+            return
+        try:
+            _, end = decoder.raw_decode(text, place)
+        except ValueError as error:
+            raise plugin.UserError(
+                f"{file.path}: no whole JSON list, byte {at}: {error}; copy or repair the file"
+            ) from error
+        length = (
+            end - place if ascii_only else len(text[place:end].encode("utf-8", "surrogateescape"))
+        )
+        yield at, data[at : at + length]
+        place, at = end, at + length
+
+
+def _checked(path: str, number: int, raw: bytes) -> dict:
+    """A record whose fields are as the module's drawing says; UserError names what is not."""
+    where = f"{path}: record {number}"
+    try:
+        record = json.loads(raw)
+    except ValueError as error:
+        raise plugin.UserError(f"{where}: no UTF-8 JSON ({error}); repair this line") from error
+    if not isinstance(record, dict):
+        raise plugin.UserError(f"{where}: got {raw[:60]!r}, expected a table with conversations")
+    where += f" ({record.get('id')})"
+    image = record.get("image")
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if image is not None and (not isinstance(image, str) or not image):
+        raise plugin.UserError(
+            f"{where}: field 'image': got {record['image']!r}, expected one picture's path"
+        )
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or not turns or len(turns) % 2:
+        raise plugin.UserError(
+            f"{where}: field 'conversations': got {str(turns)[:60]!r}, expected questions and "
+            "answers by turns"
+        )
+    for i, turn in enumerate(turns):
+        speakers = MODEL if i % 2 else HUMAN
+        said = turn.get("value") if isinstance(turn, dict) else None
+        if not isinstance(said, str) or not _plain(said) or turn.get("from") not in speakers:
+            raise plugin.UserError(
+                f"{where}: field 'conversations', turn {i}: got {str(turn)[:80]}, expected "
+                f"{{'from': {speakers[0]!r}, 'value': some text}}"
+            )
+    return record
+
+
+def _image(record: Mapping) -> str | None:
+    image = record.get("image")
+    return image[0] if isinstance(image, list) else image
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace(TAG, " ").split())
+
+
+def _is_place(numbers) -> bool:
+    flat = isinstance(numbers, list | tuple) and len(numbers) in (2, 4)
+    return flat and all(isinstance(v, int | float) for v in numbers)

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import av
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,9 +144,9 @@ def lacks(column):
 
 
 DAMAGE = {
-    "no video": (lambda p: (p / VIDEO).unlink(), rf"{VIDEO}: No such file"),
+    "no video": (lambda p: (p / VIDEO).unlink(), rf"{VIDEO}: no such file"),
     "cut video": (lambda p: cut(p, VIDEO), rf"episode 1, {sets.CAMERA}: .*{VIDEO}: "),
-    "no data": (lambda p: (p / DATA).unlink(), rf"{DATA}: No such file"),
+    "no data": (lambda p: (p / DATA).unlink(), rf"{DATA}: no such file"),
     "cut data": (lambda p: cut(p, DATA), rf"{DATA}: not a whole parquet file"),
     "short video": (
         lambda p: sets.video(p / VIDEO, [sets.picture(1, t) for t in range(5)]),
@@ -290,6 +291,65 @@ def test_columns_that_nobody_asked_for(tmp_path, context):
         lerobot.recorded(str(tmp_path / "set"), standardizer=dict(type="rows", row=row))
     with pytest.raises(UserError, match="standardizer=dict.*primary.*observation.images.top"):
         lerobot.recorded(str(tmp_path / "set"))
+
+
+def test_broken_episodes_are_left_out_where_the_config_allows_it(whole, tmp_path, context):
+    path = tmp_path / "set"
+    shutil.copytree(whole, path)
+    cut(path, DATA)
+    source = lerobot.make(context, path=str(path), bad_samples="skip", **ROWS)
+    assert source.episodes.ids == ("episode_000000", "episode_000002", "episode_000003")
+    assert len(source.episodes.skipped) == 1 and DATA in source.episodes.skipped[0]
+    with pytest.raises(UserError, match="bad_samples: unknown 'never'"):
+        lerobot.make(context, path=str(path), bad_samples="never", **ROWS)
+
+
+def test_the_table_is_kept_until_something_changes(whole, tmp_path, context, monkeypatch):
+    monkeypatch.delenv("VLA_JAX_INDEX_DIR", raising=False)
+    path = tmp_path / "set"
+    shutil.copytree(whole, path, ignore=shutil.ignore_patterns("vla_index"))
+
+    def tables():
+        return sorted(path.glob("vla_index/*/tables/*"))
+
+    first = lerobot.make(context, path=str(path), **ROWS)
+    assert len(tables()) == 1 and len(pickle.dumps(first.episodes.action)) < 1000  # its place
+    assert lerobot.make(context, path=str(path), **ROWS).fingerprint == first.fingerprint
+    assert len(tables()) == 1
+    sets.video(path / VIDEO, [sets.picture(0, t) for t in range(9)])
+    assert lerobot.make(context, path=str(path), **ROWS).fingerprint != first.fingerprint
+    assert len(tables()) == 2
+    elsewhere = tmp_path / "elsewhere"
+    lerobot.make(context, path=str(path), index_dir=str(elsewhere), **ROWS)
+    assert len(tables()) == 2 and len(list(elsewhere.rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_an_object_store_gives_the_same(tmp_path, context, monkeypatch, kind):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    local = sets.write_v21(tmp_path / "set", kind=kind)
+    store = fsspec.filesystem("memory")
+    store.put(local, f"/{tmp_path.name}/{kind}/set", recursive=True)
+    url = f"memory://{tmp_path.name}/{kind}/set"
+    ours, theirs = (lerobot.make(context, path=p, **ROWS) for p in (local, url))
+    assert ours.fingerprint == theirs.fingerprint and theirs.episodes.where.startswith("memory:")
+    for index in (0, 9, 27):
+        np.testing.assert_equal(theirs.sample(index, rng()), ours.sample(index, rng()))
+    want, got = lerobot.raw(local).episode(3), lerobot.raw(url).episode(3)
+    np.testing.assert_equal(got, want)
+    store.rm(f"/{tmp_path.name}", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_a_cache_of_resized_frames(tmp_path, context, monkeypatch, kind):
+    path = sets.write_v21(tmp_path / "set", kind=kind)
+    plain = lerobot.make(context, path=path, **ROWS)
+    cached = dict(path=str(tmp_path / "cache"), format="raw")
+    source = lerobot.make(context, path=path, cache=cached, **ROWS)
+    want = [plain.sample(i, rng()) for i in range(28)]
+    monkeypatch.setattr(_video, "frames", None)  # no video is opened any more
+    for i in (27, 0, 13):
+        np.testing.assert_equal(source.sample(i, rng()), want[i])
 
 
 # Videos: any order, any gap, threads, processes.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import os
-import pathlib
 import threading
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vla_jax import plugin
+from vla_jax.data.sources import _files
 
 KEPT = 16  # open decoders per process; a 200 MB file of 640 x 480 takes about 10 MB
 TOLERANCE = 1e-4  # s, LeRobot's own
@@ -24,14 +24,14 @@ SEEK = 8  # frames that are decoded as fast as a seek
 
 
 def frames(
-    path: pathlib.Path, times: Sequence[float], where: str, tolerance: float = TOLERANCE
+    path: str, times: Sequence[float], where: str, tolerance: float = TOLERANCE
 ) -> list[np.ndarray]:
     """uint8 [height, width, 3] of the frames at `times` (s), in their order.
 
     Raises UserError, beginning with `where`, for a file that is missing, broken or no video, and
     for a time that no frame is nearer to than `tolerance` (s).
     """
-    decoder = None
+    path, decoder = str(path), None
     try:
         decoder = _take(path)
         found = decoder.frames(times, tolerance)
@@ -50,9 +50,9 @@ def frames(
 class _Decoder:
     """One open file and the frame decoded last."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: str):
         self.path = path
-        self._container = av.open(str(path))
+        self._container = av.open(_files.File(path).open() if _files.is_url(path) else path)
         if not self._container.streams.video:
             self._container.close()
             raise ValueError("no video stream in this file")
@@ -131,7 +131,7 @@ _idle: list[_Decoder] = []  # the one used last at the end
 _lock = threading.Lock()
 
 
-def _take(path: pathlib.Path) -> _Decoder:
+def _take(path: str) -> _Decoder:
     with _lock:
         for place in range(len(_idle) - 1, -1, -1):
             if _idle[place].path == path:

@@ -35,6 +35,7 @@ STATE = "observation.state"
 IMAGES = "observation.images."
 SIDECAR = _lerobot_folder.SIDECAR
 COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+INDEX = "vla_index"  # of a reader, made anew
 REWRITTEN = ("meta/info.json", "meta/stats.json", "meta/tasks.parquet", SIDECAR)
 
 
@@ -217,7 +218,7 @@ class _Build:
             )
         for file in sorted(path for path in previous.rglob("*") if path.is_file()):
             name = file.relative_to(previous)
-            if name.as_posix() not in REWRITTEN:
+            if name.as_posix() not in REWRITTEN and name.parts[0] != INDEX:
                 _link(file, self._root / name)
         raw = _lerobot_raw.Raw(folder, np.arange(len(folder.lengths)))
         keys = [IMAGES + view for view in self._views]

@@ -105,6 +105,7 @@ def test_our_own_data_need_no_row(tmp_path, context):
     np.testing.assert_array_equal(table.proprio["hand"][6:12], episode(1)["proprio"]["hand"])
     np.testing.assert_array_equal(table.cameras["primary"][2], CAMERA)
     assert set(table.frames) == {"primary", "wrist"}
+    assert list(table.metadata["success"]) == [False, True, False]
     assert rows.sample(2, np.random.default_rng(0))["observation"]["images"]["primary"].any()
 
 

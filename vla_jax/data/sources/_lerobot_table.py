@@ -28,6 +28,7 @@ from vla_jax.data.sources._lerobot_folder import Feature, Folder
 from vla_jax.types import SourceContext
 
 METADATA = "episode_metadata/"
+CAMERA = "camera/"  # view -> float32 [3, 4], of our own writer
 
 
 def open_table(
@@ -149,8 +150,16 @@ def _row(
     episode = standardizer.episode(given, int(folder.lengths[number]), here)
     if here.endswith(episode.id):  # the row names none
         episode = dataclasses.replace(episode, id=f"episode_{number:06d}")
-    if not episode.cameras:
-        episode = dataclasses.replace(episode, cameras=_cameras(given))
+    said = {name.removeprefix(METADATA): value for name, value in metadata(folder, number).items()}
+    cameras = {
+        name.removeprefix(CAMERA): np.asarray(value, np.float32).reshape(3, 4)
+        for name, value in said.items()
+        if name.startswith(CAMERA)
+    }
+    said = {name: value for name, value in said.items() if not name.startswith(CAMERA)}
+    episode = dataclasses.replace(
+        episode, cameras=episode.cameras or cameras, metadata=episode.metadata or said
+    )
     frames = {}
     for view, name in views.items():
         if folder.features[name].kind == "video":
@@ -183,12 +192,3 @@ def metadata(folder: Folder, number: int) -> dict:
             value = folder.metadata[name][number].as_py()
             found[METADATA + name] = value if isinstance(value, str) else np.asarray(value)
     return found
-
-
-def _cameras(given: Mapping) -> dict[str, np.ndarray]:
-    prefix = f"{METADATA}camera/"
-    return {
-        name.removeprefix(prefix): np.asarray(value, np.float32).reshape(3, 4)
-        for name, value in given.items()
-        if name.startswith(prefix)
-    }

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import google_crc32c
@@ -149,9 +148,14 @@ def shared(array: np.ndarray) -> np.ndarray:
     """
     if array.nbytes < SHARED or getattr(array, "place", None) is not None:
         return array
-    path = os.path.join(_scratch(), f"{uuid.uuid4().hex}.safetensors")
+    path = os.path.join(scratch("arrays"), "array.safetensors")
     save({"array": array}, {})(path)
     return load(path)[0]["array"]
+
+
+def scratch(use: str) -> str:
+    """A new folder of this process, which goes when it ends."""
+    return tempfile.mkdtemp(prefix=f"{use}-", dir=_scratch())
 
 
 @functools.cache

@@ -84,6 +84,7 @@ class RobotRows:
         fit.one_of(f"{self.where}: chunking", reading.chunking, CHUNKINGS)
         self._augment = augment.Augment.make(self.where, reading.augment if context.train else {})
         self._hash_of_episodes, self.idle, kept = episodes.fingerprint(), 0, None
+        self._parts: dict[bool, tuple[np.ndarray, int]] = {}
         if reading.cache is not None:
             read = cache.resized(self.where, reading.cache, context, episodes, read)
         if reading.noop_threshold is not None:
@@ -371,7 +372,12 @@ class RobotRows:
         )
 
     def _split(self, train: bool) -> tuple[np.ndarray, int]:
-        """(the episodes of a part, how many the filter took out of it)."""
+        """(the episodes of a part, how many the filter took out of it); found once."""
+        if train not in self._parts:
+            self._parts[train] = self._found(train)
+        return self._parts[train]
+
+    def _found(self, train: bool) -> tuple[np.ndarray, int]:
         reading = self.reading
         part = selection.split(
             self.where, self.episodes.ids, reading.holdout, reading.holdout_seed, train

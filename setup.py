@@ -34,6 +34,7 @@ CORE = [
     "sentencepiece>=0.2",
     "simplejpeg>=1.8",
     "tensorboardX>=2.6",
+    "threadpoolctl>=3.5",
     "tokenizers>=0.21",
 ]
 # Off-screen rendering also needs the system library libosmesa6 (tools/setup_system.sh).

@@ -5,8 +5,8 @@ vla train --workdir runs/xyz --config \
 
 The config is derived from the checkpoint's own: read `vla_jax/train/finetune.py:derive`. What there
 is to choose, and what it is by default (None: as in the checkpoint), stands below; embodiment is a
-name or a Python file with EMBODIMENT; stats is checkpoint or recompute; standardizer TYPE or
-TYPE:ROW; mode full or head_only; action_head regression or flow; views are joined by "+".
+name or a Python file with EMBODIMENT; stats is checkpoint or recompute; standardizer TYPE, TYPE:ROW
+or FILE.py:ROW; mode full or head_only; action_head regression or flow; views are joined by "+".
 """
 
 import dataclasses

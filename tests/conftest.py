@@ -1,9 +1,11 @@
 """What every test stands on: CPU only, 8 fake devices, software rendering, strict ranks."""
 
+import atexit
 import os
 import pathlib
 import shutil
 import sys
+import tempfile
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -20,6 +22,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 CACHE = PROJECT / ".cache" / "jax-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Indexes of recorded data lie in a folder of this run: fixtures are not ours to write into.
+if "VLA_JAX_INDEX_DIR" not in os.environ:
+    os.environ["VLA_JAX_INDEX_DIR"] = tempfile.mkdtemp(prefix="vla-jax-index-")
+    atexit.register(shutil.rmtree, os.environ["VLA_JAX_INDEX_DIR"], ignore_errors=True)
 
 import pytest  # noqa: E402
 

@@ -240,6 +240,8 @@ class ProprioGroup:
     unit: str
     meaning: str
     scale: float = 1.0
+    # It begins with x, y, z of the tool ("position"), and its rotation of this kind ("euler_xyz").
+    pose: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

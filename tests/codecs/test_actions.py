@@ -3,9 +3,10 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from vla_jax.codecs import actions
-from vla_jax.embodiments import sawyer_cards, widowx
+from vla_jax.embodiments import franka, sawyer_cards, widowx, widowx_reached
 from vla_jax.plugin import UserError
 from vla_jax.types import ActionGroup, ActionSpace
 
@@ -102,3 +103,120 @@ def test_errors():
     with pytest.raises(UserError, match="unknown 'rpy'"):
         actions.convert(np.zeros((2, 4)), sawyer, space(None), {
             "xyz": actions.Reference(command=np.zeros(3))}, {})  # fmt: skip
+
+
+# Episodes in another action space of their body.
+
+FRANKA = franka.EMBODIMENT
+SPACE = {space.name: space for space in FRANKA.action_spaces}
+T = 9
+
+
+def recorded(seed=0):
+    """(actions [T, 7], raw proprio, orientations) of a random episode."""
+    rng = np.random.default_rng(seed)
+    turns = Rotation.from_euler("xyz", rng.uniform(-1, 1, (T, 3)))
+    pose = np.concatenate([rng.uniform(-0.5, 0.5, (T, 3)), turns.as_quat(), np.ones((T, 1))], 1)
+    return rng.uniform(-0.6, 0.6, (T, 7)), {"ee_quat": pose}, turns
+
+
+@pytest.mark.parametrize("target", ["franka_pose_20hz", "franka_droid", "franka_ee_10hz"])
+@pytest.mark.parametrize("source", ["franka_osc", "franka_taco", "franka_pose_30hz"])
+def test_recorded_actions_round_trip(source, target):
+    chunk, proprio, _ = recorded()
+    there = actions.convert_recorded(chunk, proprio, FRANKA, SPACE[source], SPACE[target])
+    assert there.shape == (T, 7) and there.dtype == np.float32
+    back = actions.convert_recorded(there, proprio, FRANKA, SPACE[target], SPACE[source])
+    np.testing.assert_allclose(back, chunk, atol=2e-5)
+
+
+def test_recorded_poses_agree_with_scipy():
+    chunk, proprio, turns = recorded(1)
+    osc = actions.convert_recorded(
+        chunk, proprio, FRANKA, SPACE["franka_osc"], SPACE["franka_pose_20hz"]
+    )
+    position = proprio["ee_quat"][:, :3]
+    np.testing.assert_allclose(osc[:, :3], position + 0.05 * chunk[:, :3], atol=1e-6)
+    turned = Rotation.from_rotvec(0.5 * chunk[:, 3:6]) * turns
+    np.testing.assert_allclose(osc[:, 3:6], turned.as_euler("xyz"), atol=1e-6)
+    np.testing.assert_allclose(osc[:, 6], chunk[:, 6], atol=1e-6)
+    taco = actions.convert_recorded(
+        chunk, proprio, FRANKA, SPACE["franka_taco"], SPACE["franka_pose_20hz"]
+    )
+    added = turns.as_euler("xyz") + 0.05 * chunk[:, 3:6]
+    np.testing.assert_allclose(taco[:, 3:6], added, atol=1e-6)
+
+
+def test_tool_frame_and_previous_command_of_an_episode():
+    """Displacements in the tool's axes, from the command before: summed up by hand."""
+    chunk, proprio, turns = recorded(2)
+    xyz, rotation, grip = SPACE["franka_ee_10hz"].groups
+    stepwise = dict(reference="previous_command", frame="tool")
+    tool = ActionSpace(
+        name="tool",
+        control_hz=10.0,
+        groups=(
+            dataclasses.replace(xyz, **stepwise),
+            dataclasses.replace(rotation, reference="previous_command", composition="right"),
+            grip,
+        ),
+    )
+    pose = actions.convert_recorded(chunk, proprio, FRANKA, tool, SPACE["franka_pose_20hz"])
+    place, turn = proprio["ee_quat"][0, :3], turns[0]
+    for step in range(T):
+        place = place + turns[step].apply(chunk[step, :3])
+        turn = turn * Rotation.from_euler("xyz", chunk[step, 3:6])
+        np.testing.assert_allclose(pose[step, :3], place, atol=1e-6)
+        np.testing.assert_allclose(
+            Rotation.from_euler("xyz", pose[step, 3:6]).as_matrix(), turn.as_matrix(), atol=1e-6
+        )
+
+
+def test_joints_are_measured_by_the_group_of_their_name():
+    joints = ActionGroup(
+        name="joints", size=7, quantity="position", representation="absolute", unit="rad"
+    )
+    delta = dataclasses.replace(joints, representation="delta", reference="measured_now")
+    spaces = [
+        ActionSpace(name=n, groups=(g,), control_hz=5.0)
+        for n, g in (("pose", joints), ("delta", delta))
+    ]
+    wished = RNG.uniform(-1, 1, (T, 7))
+    proprio = {"joints": RNG.uniform(-1, 1, (T, 7)), "ee_quat": recorded()[1]["ee_quat"]}
+    made = actions.convert_recorded(wished, proprio, FRANKA, *spaces)
+    np.testing.assert_allclose(made, wished - proprio["joints"], atol=1e-6)
+
+
+def test_recorded_errors():
+    chunk, proprio, _ = recorded()
+    pose, osc = SPACE["franka_pose_20hz"], SPACE["franka_osc"]
+    with pytest.raises(UserError, match=r"recorded proprio: \['joints'\]; poses of franka: \['ee'"):
+        actions.convert_recorded(chunk, {"joints": np.zeros((T, 7))}, FRANKA, osc, pose)
+    with pytest.raises(UserError, match="only deltas and absolute values of one frame|velocity"):
+        actions.convert_recorded(chunk, proprio, FRANKA, SPACE["franka_twist"], pose)
+    start = dataclasses.replace(
+        osc, groups=tuple(dataclasses.replace(g, reference="chunk_start") for g in osc.groups[:2])
+    )
+    with pytest.raises(UserError, match="counts xyz from a chunk's start; an episode has none"):
+        actions.convert_recorded(chunk, proprio, FRANKA, pose, start)
+    (commanded,) = widowx.EMBODIMENT.action_spaces
+    (reached,) = widowx_reached.EMBODIMENT.action_spaces
+    with pytest.raises(UserError, match="xyz was commanded, expected reached"):
+        actions.convert_recorded(chunk, {}, widowx.EMBODIMENT, commanded, reached)
+    assert actions.convert_recorded(chunk, {}, FRANKA, osc, osc).dtype == np.float32
+
+
+def test_added_angles():
+    """A delta that is added angle by angle: Octo's relabelled Bridge; the short way round."""
+    (reached,) = widowx_reached.EMBODIMENT.action_spaces
+    now = np.array([[0.0, 0.2, 3.1]])
+    found = {"rpy": actions.Reference(measured=now), "xyz": actions.Reference(measured=now)}
+    values = actions.absolute(np.array([[0, 0, 0, 0.1, 0.1, 0.1, 1.0]]), reached, found)
+    expected = Rotation.from_euler("xyz", [0.1, 0.3, 3.2]).as_matrix()
+    np.testing.assert_allclose(values["rpy"][0], expected, atol=1e-12)
+    back = actions.relative(values, reached, found)
+    np.testing.assert_allclose(back[0, 3:6], [0.1, 0.1, 0.1], atol=1e-9)
+    wrong = dataclasses.replace(reached.groups[1], size=4, rotation="quat_xyzw")
+    space = ActionSpace(name="wrong", groups=(wrong,), control_hz=5.0)
+    with pytest.raises(UserError, match="only Euler angles and rotation vectors add"):
+        actions.absolute(np.ones((1, 4)), space, {})

@@ -25,6 +25,9 @@ def test_body(embodiment):
     names = [group.name for group in embodiment.proprio]
     assert names and len(set(names)) == len(names)
     assert all(group.size > 0 and group.unit and group.meaning for group in embodiment.proprio)
+    for group in embodiment.proprio:
+        sizes = {None: 0, "position": 3, **{k: 3 + n for k, n in rotations.SIZES.items()}}
+        assert sizes[group.pose] <= group.size
 
 
 def test_action_spaces(embodiment):
@@ -46,6 +49,13 @@ def test_action_spaces(embodiment):
                 )
             if group.quantity == "gripper":
                 assert actions.gripper(0.5, group.gripper, group.gripper) == 0.5
+
+
+def test_names_of_action_spaces_are_distinct():
+    """A config may name any bodies together."""
+    bodies = [plugin.module("embodiments", n).EMBODIMENT for n in plugin.names("embodiments")]
+    names = [space.name for body in bodies for space in body.action_spaces]
+    assert len(set(names)) == len(names)
 
 
 def test_action_spaces_convert_to_absolute_and_back(embodiment):

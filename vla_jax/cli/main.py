@@ -23,6 +23,7 @@ VERBS = {
     "data dump": ("dump", "writes every field of one recorded episode to an .npz file"),
     "data doctor": ("doctor", "examines robot data before training: what is wrong, what to do"),
     "data visualize": ("visualize", "writes an HTML page: films, plots and words of episodes"),
+    "data index": ("index", "makes the index that RLDS data are read through"),
     "data stats": ("stats", "computes a config's statistics and writes them to a file"),
     "data text-tokenizer": ("text_tokenizer", "trains the SentencePiece model of a config's texts"),
     "import": ("import_checkpoint", "turns another project's checkpoint (Octo's) into one of ours"),

@@ -22,7 +22,7 @@ import numpy as np
 
 from vla_jax.codecs import rotations
 from vla_jax.plugin import UserError, unknown
-from vla_jax.types import ActionGroup, ActionSpace
+from vla_jax.types import ActionGroup, ActionSpace, Embodiment
 
 REFERENCES = ("previous_command", "measured_now", "chunk_start")
 
@@ -101,6 +101,86 @@ def convert(
         if group.quantity == "gripper":
             values[group.name] = gripper(values[group.name], given.gripper, group.gripper)
     return relative(values, target, target_references)
+
+
+def references(
+    space: ActionSpace, body: Embodiment, proprio: Mapping[str, np.ndarray]
+) -> dict[str, Reference]:
+    """What the deltas of a recorded action space are measured from: by group, of T raw readings.
+
+    An action group of a proprio group's name takes that one (joints), others the first pose that
+    was recorded. What was commanded before a recording began is not known: its first reading
+    stands for it. A group without a reading has an empty Reference.
+
+    Args:
+      space: of the actions.
+      body: its proprio groups say which numbers are a pose.
+      proprio: group -> [T, P] in the body's units.
+    """
+    recorded = {g.name: g for g in body.proprio if g.name in proprio}
+    scaled = {n: np.asarray(proprio[n], np.float64) * g.scale for n, g in recorded.items()}
+    pose = next((g for g in recorded.values() if g.pose), None)
+    position = turns = None
+    if pose is not None:
+        position = scaled[pose.name][:, :3]
+        if pose.pose in rotations.SIZES:
+            end = 3 + rotations.SIZES[pose.pose]
+            turns = rotations.to_matrix(scaled[pose.name][:, 3:end], pose.pose)
+    found = {}
+    for group in space.groups:
+        measured = position if group.quantity == "position" and group.size == 3 else None
+        if group.quantity == "rotation" and turns is not None:
+            measured = rotations.from_matrix(turns, group.rotation)
+        if group.name in recorded and recorded[group.name].size == group.size:
+            measured = scaled[group.name]
+        command = None if measured is None else measured[0]
+        found[group.name] = Reference(command=command, measured=measured, orientation=turns)
+    return found
+
+
+def convert_recorded(
+    actions: np.ndarray,
+    proprio: Mapping[str, np.ndarray],
+    body: Embodiment,
+    source: ActionSpace,
+    target: ActionSpace,
+) -> np.ndarray:
+    """The actions of an episode [T, A] in another action space of its body: float32 [T, A'].
+
+    Args:
+      actions, source: raw, and how they are meant.
+      proprio: the episode's raw readings, group -> [T, P]; a delta needs the pose it starts from.
+      body: see `references`.
+      target: what they are to become.
+
+    Raises UserError as `convert` does, for a delta from the start of a chunk (an episode has none)
+    and where commanded actions would have to become reached ones.
+    """
+    if source == target:
+        return np.asarray(actions, np.float32)
+    where = f"{source.name} → {target.name}"
+    for space in (source, target):
+        for group in space.groups:
+            if group.representation == "delta" and group.reference == "chunk_start":
+                raise UserError(
+                    f"{where}: {space.name} counts {group.name} from a chunk's start; an episode "
+                    "has none: convert chunks, with actions.convert"
+                )
+    labels = {group.name: group.label for group in source.groups}
+    for group in target.groups:
+        if labels.get(group.name, group.label) != group.label:
+            raise UserError(
+                f"{where}: {group.name} was {labels[group.name]}, expected {group.label}; what was "
+                "reached is a standardizer row's business ('… | to_next')"
+            )
+    found = [references(space, body, proprio) for space in (source, target)]
+    try:
+        return convert(actions, source, target, *found).astype(np.float32)
+    except UserError as error:
+        poses = [group.name for group in body.proprio if group.pose]
+        raise UserError(
+            f"{where}: {error} (recorded proprio: {sorted(proprio)}; poses of {body.name}: {poses})"
+        ) from error
 
 
 def gripper(values: np.ndarray, source: str, target: str) -> np.ndarray:

@@ -59,7 +59,9 @@ class Stream:
       prefetch: batches kept ready (per worker).
 
     `n` is the whole state: samples drawn so far. `data_wait` is the time in s spent waiting in
-    `next` since the last call of `take_data_wait`. Use as a context manager or call `close`.
+    `next` since the last call of `take_data_wait`; `skipped` how many broken samples gave way to
+    others (see Mixture.sample) since the stream was opened. Use as a context manager or call
+    `close`.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Stream:
                 f"rows {rows[:8]}… of a batch of {batch_size}: expected some of 0..B-1"
             )
         self.batch_size, self.n, self.data_wait = batch_size, int(start_n), 0.0
+        self.skipped = 0
         self._iterator = _iterate(
             Batches(mixture, batch_size, rows, self.n), workers, threads, prefetch
         )
@@ -91,6 +94,7 @@ class Stream:
         batch = next(self._iterator)
         self.data_wait += time.perf_counter() - begin
         self.n += self.batch_size
+        self.skipped += int(np.sum(batch.pop("skipped", 0)))
         return batch
 
     def take_data_wait(self) -> float:
@@ -140,26 +144,35 @@ def _copy(batch):
 def _iterate(batches: Batches, workers: int, threads: int, prefetch: int):
     import grain
 
+    _one_thread_each()
     if workers:
-        _parse_absl_flags()
+        parse_absl_flags()
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         processes = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=prefetch
         )
         dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
-        return _Copies(iter(dataset.mp_prefetch(processes, worker_init_fn=_leave_signals)))
+        return _Copies(iter(dataset.mp_prefetch(processes, worker_init_fn=_begin)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
-def _leave_signals(worker: int, workers: int) -> None:
+def _begin(worker: int, workers: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the whole group: the parent decides, and ends us."""
     del worker, workers
+    _one_thread_each()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _parse_absl_flags() -> None:
+def _one_thread_each() -> None:
+    """Rows are read in parallel already: a resize that asks for all cores waits for the others."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+
+def parse_absl_flags() -> None:
     """Grain's workers read absl flags, which raise unless someone has parsed a command line."""
     from absl import flags
 

@@ -1,7 +1,7 @@
 """Episodes in our nouns: what a standardizer makes of a raw episode, and the table of them all.
 
-The table is flat (N = steps of all episodes), so that it pickles fast, can be mapped from a file
-later, and statistics and samples are gathers:
+The table is flat (N = steps of all episodes), so that it can be mapped from a file (`pack`,
+`unpack`, data/mapped.py), workers share it, and statistics and samples are gathers:
 
     episode 0        episode 1   …
     start[0]=0 ─────▶ start[1] ─▶ start[2]
@@ -18,6 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import mapped
+
+FLAT = ("start", "step", "action", "language_index", "shard", "record", "record_offset")
+TEXTS = ("ids", "language")
 
 # (view, episode, table rows of it) -> one image per row: encoded bytes, none where the data lack
 # it, or, of formats without bytes per frame (video), decoded uint8 [height, width, 3].
@@ -33,7 +37,7 @@ class Episode:
       steps: int64 [T], the recorded number of each kept step (a standardizer may drop some).
       action: float32 [T, A], in the trained representation, raw units.
       proprio: group -> float32 [T, P].
-      language: T instructions; "" = none.
+      language: T instructions; "" = none. Where a step has several, a tuple of them.
       embodiment, action_space: names (see embodiments/).
       cameras: view -> float32 [3, 4], (world xyz in m, 1) to (x, y, w), x/w right and y/w down in
         fractions of the image.
@@ -45,7 +49,7 @@ class Episode:
     steps: np.ndarray
     action: np.ndarray
     proprio: Mapping[str, np.ndarray]
-    language: Sequence[str]
+    language: Sequence[str | tuple[str, ...]]
     embodiment: str
     action_space: str
     cameras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -70,20 +74,25 @@ class Episodes:
 
     where: str  # for messages: the data set's path and split
     name: str  # the data set's name, the default dataset key
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     embodiment: str
     action_space: str
     start: np.ndarray  # int64 [E + 1]
     step: np.ndarray  # int64 [N], recorded numbers
     action: np.ndarray  # float32 [N, A]
     proprio: dict[str, np.ndarray]  # [N, P]
-    language: tuple[str, ...]  # distinct instructions
+    language: Sequence[str]  # distinct instructions
     language_index: np.ndarray  # int32 [N], -1 = none
     cameras: dict[str, np.ndarray]  # [E, 3, 4], NaN where an episode has none
     frames: dict[str, Frames]
     shard: np.ndarray  # int32 [E]
     record: np.ndarray  # int64 [E]
     record_offset: np.ndarray  # int64 [E]
+    # What else the data set says of each episode: name -> E values, None where it says nothing.
+    metadata: dict[str, Sequence] = dataclasses.field(default_factory=dict)
+    # Other words for each of `language`, that the data hold; () = none for any.
+    others: tuple[tuple[str, ...], ...] = ()
+    skipped: tuple[str, ...] = ()  # what was wrong with each episode that was left out
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,16 +104,13 @@ class Episodes:
 
     def fingerprint(self) -> str:
         """A hash of all that samples are made of (of images: their sizes in bytes)."""
-        digest = hashlib.blake2b(digest_size=16)
-        names = (self.name, self.ids, self.embodiment, self.action_space, self.language)
-        digest.update(repr(names).encode())
-        arrays = [self.start, self.step, self.action, self.language_index]
-        arrays += [a for _, a in sorted(self.proprio.items())]
+        arrays = [self.ids, self.language, self.start, self.step, self.action]
+        arrays += [self.language_index, *(a for _, a in sorted(self.proprio.items()))]
         arrays += [a for _, a in sorted(self.cameras.items())]
         arrays += [f.length for _, f in sorted(self.frames.items())]
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
+        names = (self.name, self.embodiment, self.action_space, list(map(mapped.digest, arrays)))
+        names += (self.others,) if any(self.others) else ()
+        return hashlib.blake2b(repr(names).encode(), digest_size=16).hexdigest()
 
 
 def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) -> Episodes:
@@ -117,28 +123,16 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         raise plugin.UserError(f"{where}: no episodes; expected at least one")
     parts = [row[0] for row in rows]
     _unique(where, [part.id for part in parts])
-    for field in ("embodiment", "action_space"):
-        kinds = sorted({getattr(part, field) for part in parts})
-        if len(kinds) > 1:
-            raise plugin.UserError(
-                f"{where}: episodes of several kinds of {field} {kinds}; one data set has one"
-            )
-    groups = list(parts[0].proprio)
     for part in parts:
-        _finite(where, part, "action", part.action)
-        if list(part.proprio) != groups:
-            raise plugin.UserError(
-                f"{where}: episode {part.id}: proprio {list(part.proprio)}, expected {groups}"
-            )
-        for group, values in part.proprio.items():
-            _finite(where, part, f"proprio {group}", values)
+        check(where, part, parts[0])
+    groups = list(parts[0].proprio)
     cameras = sorted({view for part in parts for view in part.cameras})
     missing = np.full((3, 4), np.nan, np.float32)
-    texts: dict[str, int] = {}
+    texts: dict[tuple[str, ...], int] = {}
     language_index = [
-        -1 if not text else texts.setdefault(text, len(texts))
+        texts.setdefault(words, len(texts)) if words else -1
         for part in parts
-        for text in part.language
+        for words in map(_words, part.language)
     ]
     return Episodes(
         where=where,
@@ -146,13 +140,13 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         ids=tuple(part.id for part in parts),
         embodiment=parts[0].embodiment,
         action_space=parts[0].action_space,
-        start=np.concatenate([[0], np.cumsum([len(part.action) for part in parts])]).astype(
-            np.int64
-        ),
+        start=np.cumsum([0, *(len(part.action) for part in parts)], dtype=np.int64),
         step=np.concatenate([part.steps for part in parts]).astype(np.int64),
         action=_concatenate(where, "action", [part.action for part in parts]),
         proprio={g: _concatenate(where, g, [part.proprio[g] for part in parts]) for g in groups},
-        language=tuple(texts),
+        language=tuple(words[0] for words in texts),
+        others=tuple(words[1:] for words in texts) if any(len(w) > 1 for w in texts) else (),
+        metadata=_columns([part.metadata for part in parts]),
         language_index=np.asarray(language_index, np.int32),
         cameras={v: np.stack([p.cameras.get(v, missing) for p in parts]) for v in cameras},
         frames={
@@ -165,6 +159,89 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         shard=np.asarray([row[2] for row in rows], np.int32),
         record=np.asarray([row[3] for row in rows], np.int64),
         record_offset=np.asarray([row[4] for row in rows], np.int64),
+    )
+
+
+def _words(text: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The distinct instructions of a step, none of them empty."""
+    return tuple(dict.fromkeys(t for t in ((text,) if isinstance(text, str) else text) if t))
+
+
+def _columns(parts: list[Mapping]) -> dict[str, tuple]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: tuple(_plain(part.get(name)) for part in parts) for name in names}
+
+
+def _plain(value):
+    """A number, text or bool in place of an array of one."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.item() if value.size == 1 else value
+    return value
+
+
+def check(where: str, episode: Episode, first: Episode | None = None) -> None:
+    """Raises UserError unless an episode is sound, and one like the `first` of its data set."""
+    first = first or episode
+    for field in ("embodiment", "action_space"):
+        kinds = sorted({getattr(part, field) for part in (first, episode)})
+        if len(kinds) > 1:
+            raise plugin.UserError(
+                f"{where}: episode {episode.id}: episodes of several kinds of {field} {kinds}; "
+                "one data set has one"
+            )
+    if list(episode.proprio) != list(first.proprio):
+        raise plugin.UserError(
+            f"{where}: episode {episode.id}: proprio {list(episode.proprio)}, expected "
+            f"{list(first.proprio)}"
+        )
+    vectors = {"action": (episode.action, first.action)}
+    vectors |= {f"proprio {g}": (v, first.proprio[g]) for g, v in episode.proprio.items()}
+    for name, (values, expected) in vectors.items():
+        if values.ndim != 2 or values.shape[1:] != expected.shape[1:]:
+            raise plugin.UserError(
+                f"{where}: episode {episode.id}: {name}: got sizes {values.shape[1:]}, expected "
+                f"one vector size ({expected.shape[1:]} in episode {first.id})"
+            )
+        _finite(where, episode, name, values)
+
+
+def pack(table: Episodes) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, a JSON dict): a table as mapped.save takes it."""
+    arrays = {name: getattr(table, name) for name in FLAT}
+    for name in TEXTS:
+        texts = mapped.Texts.pack(getattr(table, name))
+        arrays |= {f"{name}/ends": texts.ends, f"{name}/letters": texts.letters}
+    for name in ("proprio", "cameras"):
+        arrays |= {f"{name}/{key}": value for key, value in getattr(table, name).items()}
+    for view, frames in table.frames.items():
+        arrays |= {f"offset/{view}": frames.offset, f"length/{view}": frames.length}
+    about = {name: getattr(table, name) for name in ("name", "embodiment", "action_space")}
+    about |= {name: list(getattr(table, name)) for name in ("proprio", "cameras", "frames")}
+    about |= {"metadata": list(table.metadata), "skipped": list(table.skipped)}
+    for name, values in table.metadata.items():
+        texts = mapped.Values.pack(values)
+        arrays |= {f"metadata/{name}/ends": texts.ends, f"metadata/{name}/letters": texts.letters}
+    return arrays, about | {"others": table.others}
+
+
+def unpack(where: str, arrays: Mapping[str, np.ndarray], about: Mapping) -> Episodes:
+    """The table that was packed."""
+    return Episodes(
+        where=where,
+        **{name: arrays[name] for name in FLAT},
+        **{name: about[name] for name in ("name", "embodiment", "action_space")},
+        **{n: mapped.Texts(arrays[f"{n}/ends"], arrays[f"{n}/letters"]) for n in TEXTS},
+        **{n: {key: arrays[f"{n}/{key}"] for key in about[n]} for n in ("proprio", "cameras")},
+        frames={
+            view: Frames(offset=arrays[f"offset/{view}"], length=arrays[f"length/{view}"])
+            for view in about["frames"]
+        },
+        metadata={
+            name: mapped.Values(arrays[f"metadata/{name}/ends"], arrays[f"metadata/{name}/letters"])
+            for name in about["metadata"]
+        },
+        others=tuple(map(tuple, about["others"])),
+        skipped=tuple(about["skipped"]),
     )
 
 

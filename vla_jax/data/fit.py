@@ -70,3 +70,18 @@ def named(where: str, name: str, known):
             plugin.unknown(where, name, table) + " Add it to the config's embodiments."
         )
     return table[name]
+
+
+def one_of(where: str, got: str, known: Sequence[str]) -> None:
+    """Raises UserError unless `got` is one of `known`."""
+    if got not in known:
+        raise plugin.UserError(plugin.unknown(where, got, known))
+
+
+def proprio_sizes(context: SourceContext) -> dict[str, int]:
+    """Proprio group -> P, the largest of the stream's embodiments: what its rows are padded to."""
+    sizes: dict[str, int] = {}
+    for embodiment in context.embodiments:
+        for group in embodiment.proprio:
+            sizes[group.name] = max(sizes.get(group.name, 0), group.size)
+    return sizes

@@ -1,4 +1,8 @@
-"""Encoded images to uint8 arrays, and the one resize that training and serving share. No jax."""
+"""Encoded images to uint8 arrays, and the one resize that training and serving share. No jax.
+
+A box (top, left, height, width, fractions of the image) crops in the same resampling as the resize:
+no picture is resampled twice, and nothing is resized that a crop then throws away.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,9 @@ from PIL import Image
 from vla_jax import plugin
 
 cv2.setNumThreads(1)  # rows are read in parallel already
+
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def decode(data: bytes, method: str = "area") -> np.ndarray:
@@ -37,35 +44,109 @@ def decode(data: bytes, method: str = "area") -> np.ndarray:
 
 
 METHODS = ("area", "tensorflow")
+RADIUS = 3  # of Lanczos' kernel
+BLOCK = 16  # rows of a resampling matrix that are multiplied together: its band is narrow
 
 
-def resize(image: np.ndarray, size: tuple[int, int], method: str = "area") -> np.ndarray:
-    """uint8 [*size, 3], itself at `size`; antialiased.
+def resize(
+    image: np.ndarray,
+    size: tuple[int, int],
+    method: str = "area",
+    box: Box = WHOLE,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """uint8 [*size, 3], the image itself if whole and at `size`; antialiased.
 
-    "area" shrinks by areas and grows by cubics. "tensorflow" is Lanczos' kernel of radius 3 as
-    tf.image.resize has it (and Octo), to one level. UserError for another method.
+    "area" shrinks by areas and grows by cubics; its box is rounded to pixels. "tensorflow" is
+    Lanczos' kernel of radius 3 as tf.image.resize has it (and Octo), to one level; an image that is
+    at `size` already is cropped to pixels and stretched linearly. `out` is filled, if given.
+    UserError for another method.
     """
     if method not in METHODS:
         raise plugin.UserError(plugin.unknown("resize", method, METHODS))
     height, width = size
-    if image.shape[:2] == (height, width):
-        return image
-    if method == "tensorflow":
-        rows, columns = _lanczos(image.shape[0], height), _lanczos(image.shape[1], width)
-        resized = np.einsum(
-            "hH,HWc,wW->hwc", rows, image.astype(np.float32), columns, optimize=True
-        )
-        return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=method)
+    same = image.shape[:2] == (height, width)
+    if box == WHOLE and same:
+        return image if out is None else _filled(out, image)
+    if method == "tensorflow" and not same:
+        out = np.empty((height, width, 3), np.uint8) if out is None else out
+        lanczos(image, out, box)
+        return out
+    if box != WHOLE:
+        image = image[pixels(image.shape, box)]
+    kernel = cv2.INTER_LINEAR
+    if method == "area":
+        shrinks = height * width < image.shape[0] * image.shape[1]
+        kernel = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), dst=out, interpolation=kernel)
 
 
-@functools.lru_cache(maxsize=64)
-def _lanczos(before: int, after: int) -> np.ndarray:
-    """float32 [after, before]: how much each new pixel takes of each old one; rows sum to 1."""
-    step = before / after
-    centre = (np.arange(after) + 0.5) * step - 0.5
-    distance = np.abs(centre[:, None] - np.arange(before)[None]) / max(step, 1.0)
-    weights = np.where(distance < 3, np.sinc(distance) * np.sinc(distance / 3), 0.0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+def _filled(out: np.ndarray, image: np.ndarray) -> np.ndarray:
+    np.copyto(out, image)
+    return out
+
+
+def pixels(shape: tuple[int, ...], box: Box) -> tuple[slice, slice]:
+    """The rows and columns of an image of `shape` that a box covers, at least one of each."""
+    slices = []
+    for size, start, extent in ((shape[0], box[0], box[2]), (shape[1], box[1], box[3])):
+        first = min(round(start * size), size - 1)
+        slices.append(slice(first, max(first + 1, min(round((start + extent) * size), size))))
+    return tuple(slices)
+
+
+def lanczos(image: np.ndarray, out: np.ndarray, box: Box = WHOLE) -> None:
+    """Fills `out`, uint8 [height, width, 3], with a box of `image`, uint8 or float32.
+
+    Two products with banded matrices; the transpose between them is of the smaller picture.
+    """
+    height, width = out.shape[:2]
+    before = image.shape[:2]
+    rows = _matrix(before[0], height, box[0], box[2])
+    columns = _matrix(before[1], width, box[1], box[3])
+    saturate = functools.partial(cv2.add, src2=(0.0, 0.0, 0.0, 0.0), dtype=cv2.CV_8U)  # rounds too
+    if before[0] * width <= height * before[1]:
+        wide = _multiply(columns, cv2.transpose(image))  # [width, H, 3]
+        saturate(_multiply(rows, cv2.transpose(wide)), dst=out)
+    else:
+        tall = _multiply(rows, image)  # [height, W, 3]
+        cv2.transpose(saturate(_multiply(columns, cv2.transpose(tall))), dst=out)
+
+
+def _multiply(blocks: tuple, image: np.ndarray) -> np.ndarray:
+    """float32 [after, k, 3]: the banded matrix `blocks` times `image` [before, k, 3]."""
+    values = np.ascontiguousarray(image, np.float32).reshape(len(image), -1)
+    made = np.empty((blocks[-1][1], values.shape[1]), np.float32)
+    for first, last, low, high, weights in blocks:
+        np.matmul(weights, values[low:high], out=made[first:last])
+    return made.reshape(len(made), -1, 3)
+
+
+@functools.lru_cache(maxsize=64)  # window and goal of a camera share a row's crop
+def _matrix(before: int, after: int, start: float, extent: float) -> tuple:
+    """The matrix [after, before] of how much each new pixel takes of each old one; rows sum to 1.
+
+    In blocks along its band: (first row, last row, first column, last column, float32 weights).
+    """
+    step = before * extent / after
+    centre = (np.arange(after) + 0.5) * step + (before * start - 0.5)
+    stretch = max(step, 1.0)
+    taps = int(np.ceil(2 * RADIUS * stretch)) + 1
+    lowest = np.ceil(centre - RADIUS * stretch).astype(np.int64)
+    places = lowest[:, None] + np.arange(taps)  # [after, taps]
+    angle = np.pi / stretch * (places - centre[:, None])
+    angle[np.abs(angle) < 1e-6] = 1e-6
+    weights = np.sin(angle) * np.sin(angle / RADIUS) / np.square(angle)
+    weights[(np.abs(angle) >= np.pi * RADIUS) | (places < 0) | (places >= before)] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    # Room at the sides for the taps outside the image, which have no weight.
+    left = min(int(lowest[0]), 0)
+    dense = np.zeros((after, max(int(lowest[-1]) + taps, before) - left), np.float32)
+    dense[np.arange(after)[:, None], places - left] = weights
+    blocks = []
+    for first in range(0, after, BLOCK):
+        last = min(first + BLOCK, after)
+        low = min(max(int(lowest[first]), 0), before - 1)
+        high = max(min(int(lowest[last - 1]) + taps, before), low + 1)
+        blocks.append((first, last, low, high, dense[first:last, low - left : high - left]))
+    return tuple(blocks)

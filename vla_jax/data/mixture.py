@@ -13,6 +13,7 @@ from vla_jax.data import members as members_lib
 from vla_jax.data import order
 from vla_jax.types import SourceContext
 
+SKIPS = 100  # broken samples in a row that are more than an accident
 LABEL_ROWS = 16  # samples that are looked at before a member counts as unlabelled
 
 
@@ -56,14 +57,38 @@ class Mixture:
     def locate(self, n: int) -> tuple[str, int]:
         """(member, index in its source) of sample n."""
         name, draw = self.order.locate(n)
-        size = len(self.sources[name])
-        return name, order.permuted(draw, size, self.seed, self.stream, name)
+        source = self.sources[name]
+        runs = getattr(source, "runs", None)
+        if runs is not None:
+            return name, runs.permuted(draw, self.seed, self.stream, name)
+        return name, order.permuted(draw, len(source), self.seed, self.stream, name)
+
+    @property
+    def skips(self) -> bool:
+        """Whether a member lets a broken sample give way; rows then say how many did: `skipped`."""
+        return any(getattr(source, "skips", False) for source in self.sources.values())
 
     def sample(self, n: int) -> dict:
-        """Row n: nested dicts of numpy without a batch axis, with `row_id`."""
-        name, index = self.locate(n)
-        rng = order.generator(self.seed, self.stream, name, n)
-        return {**self.sources[name].sample(index, rng), "row_id": np.uint32(n)}
+        """Row n: nested dicts of numpy without a batch axis, with `row_id`.
+
+        A broken sample of a source that `skips` gives way to the next index of that source. Raises
+        UserError for any other, and where SKIPS indices in a row are broken.
+        """
+        row, skipped = self._row(*self.locate(n), n)
+        row = {**row, "row_id": np.uint32(n)}
+        return {**row, "skipped": np.int32(skipped)} if self.skips else row
+
+    def _row(self, name: str, index: int, n: int) -> tuple[dict, int]:
+        source = self.sources[name]
+        tries = min(SKIPS, len(source)) if getattr(source, "skips", False) else 1
+        for skipped in range(tries):
+            rng = order.generator(self.seed, self.stream, name, n)
+            try:
+                return source.sample((index + skipped) % len(source), rng), skipped
+            except plugin.UserError as error:
+                if skipped + 1 == tries:
+                    several = f" ({tries} samples in a row cannot be read)" if tries > 1 else ""
+                    raise plugin.UserError(f"{error}{several}") from error
 
     def with_normalizer(self, normalizer) -> Mixture:
         """The same mixture under another normalizer; sources without one are shared."""
@@ -98,8 +123,7 @@ class Mixture:
     def _check_rows(self) -> None:
         first, expected = None, {}
         for name, source in self.sources.items():
-            rng = order.generator(self.seed, self.stream, name, 0)
-            row = source.sample(0, rng)
+            row, _ = self._row(name, 0, 0)
             if not _labelled(row):
                 self._check_labels(name, source)
             shapes = _shapes(row)
@@ -116,8 +140,7 @@ class Mixture:
     def _check_labels(self, name: str, source) -> None:
         places = sorted({len(source) * i // LABEL_ROWS for i in range(LABEL_ROWS)})
         for index in places:
-            rng = order.generator(self.seed, self.stream, name, index)
-            if _labelled(source.sample(index, rng)):
+            if _labelled(self._row(name, index, index)[0]):
                 return
         raise plugin.UserError(
             f"streams.{self.stream}.mixture.{name}: unlabelled: none of {len(places)} samples, "

@@ -65,6 +65,43 @@ def _epoch_key(seed: int, stream: str, source: str, epoch: int) -> int:
     return fold(seed, stream, source, "epoch", epoch) % 2**32
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contiguous:
+    """Runs of neighbouring samples and how an epoch goes through them (see data/runs.py).
+
+    Attributes:
+      bounds: int64 [R + 1], the first sample of each run, and the number of samples; increasing.
+      num_runs: how many runs a block is made of.
+    """
+
+    bounds: np.ndarray
+    num_runs: int
+
+    def permuted(self, draw: int, seed: int, stream: str, source: str) -> int:
+        """Index of a source's draw number `draw`: a permutation of runs, then of blocks of them.
+
+        Every epoch is another permutation of all samples; a pure function of its arguments.
+        """
+        epoch, place = divmod(draw, int(self.bounds[-1]))
+        key = _epoch_key(seed, stream, source, epoch)
+        runs, ends = _run_order(self, key)
+        block = int(np.searchsorted(ends[self.num_runs - 1 :: self.num_runs], place, "right"))
+        first = block * self.num_runs
+        begin = int(ends[first - 1]) if first else 0
+        size = int(ends[min(first + self.num_runs, len(runs)) - 1]) - begin
+        place = begin + permuted(place - begin, size, key, "block", str(block))
+        k = int(np.searchsorted(ends, place, "right"))
+        return int(self.bounds[runs[k] + 1]) - (int(ends[k]) - place)
+
+
+@functools.lru_cache(maxsize=64)
+def _run_order(order: Contiguous, key: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the runs in an epoch's order, how many samples stand up to the end of each)."""
+    lengths = np.diff(order.bounds)
+    runs = np.argsort(np.random.Philox(key=key).random_raw(len(lengths)), kind="stable")
+    return runs, np.cumsum(lengths[runs])
+
+
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """A node's weight: rational values at shared breakpoints, linear between, constant after."""

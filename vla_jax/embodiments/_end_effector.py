@@ -13,12 +13,14 @@ EE = ProprioGroup(
     size=7,
     unit="m, rad, 1",
     meaning="x, y, z, roll, pitch, yaw in the base frame; gripper",
+    pose="euler_xyz",
 )
 EE_QUAT = ProprioGroup(
     name="ee_quat",
     size=8,
     unit="m, 1, 1",
     meaning="x, y, z, quaternion (x, y, z, w) in the base frame; gripper",
+    pose="quat_xyzw",
 )
 GRIPPER = ProprioGroup(name="gripper", size=1, unit="1", meaning="gripper opening")
 

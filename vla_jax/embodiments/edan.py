@@ -18,6 +18,7 @@ EMBODIMENT = Embodiment(
             size=7,
             unit="m, rad, 1",
             meaning="x, y, z, Euler angles zxy in the base frame; gripper",
+            pose="euler_zxy",
         ),
     ),
     action_spaces=(_end_effector.space("edan_ee", 5.0, rotation="euler_zxy"),),

@@ -41,12 +41,14 @@ EMBODIMENT = Embodiment(
             size=6,
             unit="m, rad",
             meaning="x, y, z, roll, pitch, yaw in the base frame",
+            pose="euler_xyz",
         ),
         ProprioGroup(
             name="ee_fingers",
             size=8,
             unit="m, rad, m",
             meaning="x, y, z, axis-angle in the base frame; both fingers",
+            pose="rotvec",
         ),
     ),
     action_spaces=(

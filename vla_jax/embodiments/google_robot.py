@@ -21,6 +21,7 @@ EMBODIMENT = Embodiment(
             size=7,
             unit="m, rad, 1",
             meaning="x, y, z, axis-angle in the robot frame; gripper opening (1 = open)",
+            pose="rotvec",
         ),
     ),
     action_spaces=(

@@ -39,7 +39,11 @@ GRIPPER = ActionGroup(
     limits=(-1.0, 1.0),
 )
 HAND = ProprioGroup(
-    name="hand", size=3, unit="m", meaning="x, y, z of the fingertip (tcp) in the base frame"
+    name="hand",
+    size=3,
+    unit="m",
+    meaning="x, y, z of the fingertip (tcp) in the base frame",
+    pose="position",
 )
 
 EMBODIMENT = Embodiment(

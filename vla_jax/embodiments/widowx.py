@@ -29,6 +29,7 @@ EMBODIMENT = Embodiment(
             size=7,
             unit="m, rad, 1",
             meaning="x, y, z, roll, pitch, yaw in the base frame; gripper opening (1 = open)",
+            pose="euler_xyz",
         ),
     ),
     action_spaces=(

@@ -33,15 +33,18 @@ class Log:
         self._writers = [module.make(workdir) for module in modules] if self._first else []
         self._sums: dict[str, np.ndarray] = {}
         self._since, self._wait, self._counted = time.perf_counter(), 0.0, 0
+        self._skipped = 0
         self._pending: tuple[int, Any] | None = None
         self._bar = _Bar(start, steps) if self._first else None
 
-    def add(self, done: int, metrics: Any, wait: float) -> None:
+    def add(self, done: int, metrics: Any, wait: float, skipped: int = 0) -> None:
         """Takes the metrics of train_step `done`, and fetches those of the one before.
 
         So the device always has a train_step to work on. `wait`: seconds spent waiting for data.
+        `skipped`: broken samples so far that gave way to others.
         """
         self._wait += wait
+        self._skipped = skipped
         self._fetch()
         self._pending = (done, metrics)
         if done == self._steps:
@@ -86,6 +89,8 @@ class Log:
         line = means(self._sums)
         line["seconds_per_step"] = (now - self._since) / self._counted
         line["data_wait"] = self._wait / max(now - self._since, 1e-9)
+        if self._skipped:
+            line["skipped_samples"] = float(self._skipped)
         self.write(done, line)
         self._sums, self._wait, self._counted = {}, 0.0, 0
         self._since = now

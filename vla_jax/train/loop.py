@@ -125,7 +125,8 @@ def run(
             batches = {name: _next(stream, mesh) for name, stream in opened.items()}
             wait = time.perf_counter() - clock
             state, metrics = train_step(state, batches)  # dispatched; the device works on
-            log.add(done, metrics, wait)  # fetches the metrics of the train_step before
+            skipped = sum(getattr(stream, "skipped", 0) for stream in opened.values())
+            log.add(done, metrics, wait, skipped)  # fetches the metrics of the train_step before
             n = {name: drawn + config.streams[name].batch_size for name, drawn in n.items()}
             clock = time.perf_counter()
 

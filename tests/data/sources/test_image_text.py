@@ -10,6 +10,7 @@ from PIL import Image
 
 from vla_jax import plugin, types
 from vla_jax.codecs import text_tokenizer
+from vla_jax.data import mixture
 from vla_jax.data.sources import _files, _tar, collage, image_text
 
 
@@ -314,19 +315,23 @@ def test_broken_samples_give_way_to_the_next_where_they_may(tmp_path, tokenizer)
     members["000000002.txt"], members["000000002.json"] = b"", b'{"caption": ""}'
     given = dict(path=write(tmp_path / "a.tar", members), holdout=0)
     context = context_of(tokenizer, max_tokens=64)
-    source = image_text.make(context, **given, broken="next")
-    rows = [source.sample(i, rng(0)) for i in range(4)]
-    found = [tokenizer.decode(row["targets"]["text"])[-1] for row in rows]
-    assert source.replaced == 3 and found == ["0", "3", "3", "3"]
+    source = image_text.make(context, **given, bad_samples="skip")
+    stream = mixture.Mixture.make({"web": dict(source=source)}, context)
+    found = {}
+    for n in range(4):
+        row, index = stream.sample(n), stream.locate(n)[1]
+        found[index] = (tokenizer.decode(row["targets"]["text"])[-1], int(row["skipped"]))
+    assert found == {0: ("0", 0), 1: ("3", 2), 2: ("3", 1), 3: ("3", 0)}
     assert len(source.texts()) == 3, "the one with a broken picture has a caption"
     strict = image_text.make(context, **given)
     assert strict.fingerprint != source.fingerprint
     for index, words in ((1, "000000001.jpg: .*no readable"), (2, "000000002.*no caption")):
         with pytest.raises(plugin.UserError, match=words):
             strict.sample(index, rng(0))
-    with pytest.raises(plugin.UserError, match="broken: unknown 'skip'"):
-        image_text.make(context, **given, broken="skip")
+    with pytest.raises(plugin.UserError, match="did you mean 'skip'"):
+        image_text.make(context, **given, bad_samples="skipp")
     everything = {k: b"" if k.endswith("jpg") else v for k, v in members.items()}
-    none = image_text.make(context, path=write(tmp_path / "b.tar", everything), broken="next")
-    with pytest.raises(plugin.UserError, match="no readable image"):
-        none.sample(0, rng(0))
+    path = write(tmp_path / "b.tar", everything)
+    none = dict(source=image_text.make(context, path=path, holdout=0, bad_samples="skip"))
+    with pytest.raises(plugin.UserError, match="no readable image.*4 samples in a row"):
+        mixture.Mixture.make({"web": none}, context)

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.data.sources import test_image_text as pictures
 from vla_jax import plugin
 from vla_jax.codecs import text_tokenizer
+from vla_jax.data import mixture
 from vla_jax.data.sources import _files, llava
 
 WORDS = ["what is this", "where is it", "a cat", "ein Fuß", "[0.12, 0.34, 5.67, 8.90]"]
@@ -210,12 +211,19 @@ def test_a_broken_picture_gives_way_to_the_next_sample(tmp_path, context, tokeni
     (tmp_path / "0.png").write_bytes(b"broken")
     with pytest.raises(plugin.UserError, match=r"record 0 \(r0\): field 'image': .*no readable"):
         llava.make(context, **given).sample(0, rng(0))
-    source = llava.make(context, **given, broken="next")
-    assert said(tokenizer, source.sample(0, rng(0)))[1] == "a cat"
-    assert source.replaced == 2, "both questions about it"
     (tmp_path / "1.png").unlink()
     with pytest.raises(plugin.UserError, match="field 'image': .*no such file"):
         llava.make(context, **given).sample(2, rng(0))
+    write(tmp_path, RECORDS)
+    (tmp_path / "0.png").write_bytes(b"broken")
+    source = llava.make(context, **given, bad_samples="skip")
+    rows = mixture.Mixture.make({"asked": dict(source=source)}, context)
+    drawn = [rows.sample(n) for n in range(3)]
+    assert {said(tokenizer, row)[1] for row in drawn} == {"a cat"}
+    skipped = {rows.locate(n)[1]: int(row["skipped"]) for n, row in enumerate(drawn)}
+    assert skipped == {0: 2, 1: 1, 2: 0}, (
+        "both questions about it, in place of which came the third"
+    )
 
 
 def broken(**changes):
@@ -262,7 +270,7 @@ def test_broken_files(tmp_path, context):
         (dict(unit="pixel"), "did you mean 'pixels'"),
         (dict(box="corner"), "did you mean 'corners'"),
         (dict(text_only="keep"), "text_only: unknown 'keep'"),
-        (dict(broken="skip"), "broken: unknown 'skip'"),
+        (dict(bad_samples="skp"), "did you mean 'skip'"),
         (dict(place="bbox"), "needs unit"),
         (dict(holdout=1.0), "holdout=1.0"),
         (dict(targets=("poimt",)), "did you mean 'point'"),

@@ -1,8 +1,11 @@
 """Rows of one's own, their expressions, and what is said of rows that are not sound."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.data.sources import rlds as rlds_source
 from vla_jax.data.standardizers import _expression, _table, rows
@@ -18,6 +21,7 @@ ROW = dict(
     proprio={"hand": "observation/proprio/hand"},
     language="language_instruction",
 )
+TRUNK = dict(width=8, depth=1, heads=1, mlp=8)
 FILE = """
 from vla_jax.data.standardizers._table import Row
 from vla_jax.types import ActionGroup, ActionSpace, Embodiment, ProprioGroup
@@ -245,11 +249,22 @@ def test_no_instruction_and_text_of_the_episode():
     assert said.language == ["wipe"] * 3
 
 
+def test_an_episode_without_an_id_is_called_by_its_place_not_by_the_folders_path():
+    standardizer = inline(action="x", proprio={}, language=None)
+    full = {"steps/x": np.ones(3)}
+    ids = [
+        standardizer.episode(full, 3, f"{folder}/arm-train.tfrecord-00000: record 3").id
+        for folder in ("/data/arm/1.0.0", "gs://bucket/arm")
+    ]
+    assert ids == ["arm-train.tfrecord-00000: record 3"] * 2
+
+
 # Through a source.
 
 
 def test_inline_row_reads_what_the_native_standardizer_reads(folder, context):
-    ours = rlds_source.make(context, path=str(folder), standardizer=dict(type="rows", row=ROW))
+    row = {**ROW, "episode_id": "episode_id"}
+    ours = rlds_source.make(context, path=str(folder), standardizer=dict(type="rows", row=row))
     native = rlds_source.make(context, path=str(folder))
     assert len(ours) == len(native)
     np.testing.assert_array_equal(ours.episodes.action, native.episodes.action)
@@ -263,8 +278,6 @@ def test_inline_row_reads_what_the_native_standardizer_reads(folder, context):
 
 
 def test_file_of_rows_and_their_body(folder, context, tmp_path):
-    import dataclasses
-
     file = tmp_path / "my_rows.py"
     file.write_text(FILE)
     body = plugin.load_attribute(str(file), "EMBODIMENT")
@@ -309,3 +322,24 @@ def test_row_of_a_file_is_a_row_or_its_fields():
     assert _table.row("x", row) is row and _table.row("x", ROW) == row
     with pytest.raises(UserError, match="expected a Row or a dict"):
         _table.row("x", "kitchen")
+
+
+def test_inline_row_survives_a_config():
+    """What a checkpoint stores of it is the row."""
+    stream = dict(
+        batch_size=1,
+        groups=("a",),
+        mixture=dict(
+            kitchen=dict(
+                source=dict(type="rlds", path="x", standardizer=dict(type="rows", row=ROW))
+            )
+        ),
+    )
+    config = config_lib.parse(
+        config_lib.TrainConfig, dict(steps=1, model=dict(trunk=TRUNK), streams=dict(robot=stream))
+    )
+    stored = config_lib.from_json(config_lib.to_json(config))
+    assert stored == config
+    spec = stored.streams["robot"].mixture["kitchen"]["source"]["standardizer"]
+    made = plugin.build("data.standardizers", spec, CONTEXT)
+    assert made.row == _table.Row(**ROW)

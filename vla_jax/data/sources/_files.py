@@ -19,7 +19,7 @@ import posixpath
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vla_jax import plugin
 
@@ -208,9 +208,31 @@ def stat(path: Path) -> Stamp:
         raise plugin.UserError(plugin.unknown(f"{path}: no such file", name(path), beside)) from (
             error
         )
-    keys = "etag ETag generation md5Hash content_md5 mtime LastModified last_modified created"
-    version = next((str(info[key]) for key in keys.split() if info.get(key)), "")
-    return Stamp(int(info["size"]), version)
+    return _stamp(info)
+
+
+def stamps(folder: Path) -> dict[str, Stamp]:
+    """Path -> stamp of each file in a folder, by one listing; nothing where there is no folder."""
+    folder = normal(folder)
+    if not is_url(folder):
+        return {join(folder, n): stat(join(folder, n)) for n in names(folder)}
+    system, inside = _system(folder)
+    system.invalidate_cache(inside)
+    try:
+        found = system.ls(inside, detail=True)
+    except FileNotFoundError:
+        return {}
+    files = [info for info in found if info["type"] == "file"]
+    return {join(folder, posixpath.basename(info["name"])): _stamp(info) for info in files}
+
+
+def _stamp(info: Mapping) -> Stamp:
+    """From what a file system tells of a file; their words for its version differ."""
+    for key in "etag ETag generation md5Hash content_md5 mtime LastModified last_modified".split():
+        if info.get(key):
+            return Stamp(int(info["size"]), str(info[key]))
+    made = info.get("created")  # a time, or of fsspec's memory in listings a number
+    return Stamp(int(info["size"]), str(made.timestamp() if hasattr(made, "timestamp") else made))
 
 
 def read(path: Path) -> bytes:
@@ -262,7 +284,8 @@ def writable(folder: Path) -> bool:
         return True
     while not os.path.exists(folder):
         folder = os.path.dirname(folder) or os.curdir
-    return os.access(folder, os.W_OK | os.X_OK)
+    marked = os.stat(folder).st_mode & 0o222 == 0  # read-only by its owner's will, even to root
+    return os.access(folder, os.W_OK | os.X_OK) and not marked
 
 
 def _upload(path: str, data: bytes | Callable[[str], None]) -> None:

@@ -83,12 +83,11 @@ def image_size(context, view: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-class Broken(plugin.UserError):
-    """A sample that cannot be read; a source may be told to take the next one in its place."""
-
-
 def decoded(data: bytes, where: str) -> np.ndarray:
-    """uint8 [height, width, 3]; transparency laid on white, turned as its EXIF says; or Broken."""
+    """uint8 [height, width, 3]; transparency laid on white, turned as its EXIF says.
+
+    Raises UserError, beginning with `where`, for bytes that are no image.
+    """
     try:
         if data[:2] == b"\xff\xd8" and b"Exif" not in data[:4096]:
             return images.decode(data)
@@ -97,7 +96,7 @@ def decoded(data: bytes, where: str) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
         rgba = np.asarray(image.convert("RGBA"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Broken(
+        raise plugin.UserError(
             f"{where}: {len(data)} bytes that are no readable image ({error}); repack or remove it"
         ) from error
     alpha = rgba[..., 3:].astype(np.uint16)
@@ -143,11 +142,12 @@ def encoded(tokenizer, where: str, said: str, answer: str | None, length: int, s
         raise plugin.UserError(f"{where}: {error}; or cut texts with cut=True") from None
 
 
-def check_reading(where: str, crop: float, holdout: float, broken: str) -> None:
+def check_reading(where: str, crop: float, holdout: float, bad_samples: str) -> None:
     """UserError for arguments of a picture source that are out of range."""
     if not 0 < crop <= 1 or not 0 <= holdout < 1:
         raise plugin.UserError(
             f"{where}: got crop={crop}, holdout={holdout}; expected 0 < crop <= 1, 0 <= holdout < 1"
         )
-    if broken not in ("error", "next"):
-        raise plugin.UserError(plugin.unknown(f"{where}: broken", broken, ("error", "next")))
+    if bad_samples not in ("error", "skip"):
+        known = ("error", "skip")
+        raise plugin.UserError(plugin.unknown(f"{where}: bad_samples", bad_samples, known))

@@ -8,8 +8,8 @@ it unpacks it first (`unpack`; the index keeps that copy).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -38,14 +38,15 @@ def is_gzip(file: _files.File) -> bool:
 
 
 def unpack(file: _files.File, local: str) -> None:
-    """Writes the plain records of a compressed shard to a local file; UserError if it is broken."""
-    try:
-        with file.open() as packed, gzip.open(packed) as plain, open(local, "wb") as out:
-            shutil.copyfileobj(plain, out, _files.CHUNK)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise plugin.UserError(
-            f"{file.path}: broken GZIP ({error}); copy or download this shard again"
-        ) from error
+    """Writes the plain records of a compressed shard to a local file.
+
+    Of a broken one, what comes before the break: a scan of it finds a record cut short, or fewer.
+    """
+    broken = (gzip.BadGzipFile, EOFError, zlib.error)
+    with file.open() as packed, gzip.open(packed) as plain, open(local, "wb") as out:
+        with contextlib.suppress(*broken):
+            while chunk := plain.read1(_files.CHUNK):
+                out.write(chunk)
 
 
 def scan(path: _files.Path) -> Iterator[tuple[int, bytes | plugin.UserError]]:

@@ -5,7 +5,7 @@
     000.txt                         the caption itself
 
 That is also the layout that img2dataset writes (github.com/rom1504/img2dataset), whose captions may
-be empty and whose pictures may be broken: `broken="next"` takes the next sample instead.
+be empty and whose pictures may be broken: see `bad_samples`.
 
 A row carries the caption twice, for whoever reads it: as the task's `language` (contrastive: the
 text side), and as the target `text` with BOS and EOS (next-token prediction). A stream that trains
@@ -28,7 +28,6 @@ DEBUG = {}
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("json", "txt")
-TRIES = 32  # samples in a row that may be broken, where they may be at all
 
 
 class ImageText:
@@ -47,17 +46,17 @@ class ImageText:
         regions,
         cut,
         crop,
-        broken,
+        bad_samples,
     ):
         self.context, self._shards, self._samples = context, shards, samples
         self._captions, self._language, self._targets = captions, language, targets
         self._view, self._regions, self._cut, self._crop = view, regions, cut, crop
-        self._broken, self.replaced = broken, 0
+        self.skips = bad_samples == "skip"  # see Mixture.sample
         self._size = _picture_row.image_size(context, view)
         _picture_row.blank_targets(context, targets, regions)  # unknown names raise here
         tokenizer = getattr(context.text_tokenizer, "fingerprint", None)
         how = (self._size, captions, language, targets, view, regions, cut, crop, context.train)
-        how = (*how, broken, context.max_tokens, context.window, context.resize, tokenizer)
+        how = (*how, bad_samples, context.max_tokens, context.window, context.resize, tokenizer)
         digest = hashlib.sha256(f"{shards.fingerprint(samples)} {how!r}".encode())
         self.fingerprint = digest.hexdigest()[:16]
 
@@ -67,24 +66,14 @@ class ImageText:
     def sample(self, index: int, rng: np.random.Generator) -> dict:
         """Row `index` of the vl stream; `rng` chooses among several captions, and the crop.
 
-        Raises UserError for a picture that does not decode, a sample without a caption (unless
-        `broken` is "next"), a caption longer than max_tokens (unless `cut`), and a context without
-        a text tokenizer.
+        Raises UserError for a picture that does not decode, a sample without a caption, a caption
+        longer than max_tokens (unless `cut`), and a context without a text tokenizer.
         """
         if self.context.text_tokenizer is None:
             raise plugin.UserError(
                 f"{self.context.name}: captions need a text tokenizer and the config names none; "
                 "make one with `vla data text-tokenizer` and set text_tokenizer"
             )
-        for attempt in range(TRIES):
-            try:
-                return self._row((index + attempt) % len(self), rng)
-            except _picture_row.Broken:
-                if self._broken == "error" or attempt == TRIES - 1:
-                    raise
-                self.replaced += 1  # in this process
-
-    def _row(self, index: int, rng: np.random.Generator) -> dict:
         sample = int(self._samples[index])
         choices = self.captions(index)
         caption = choices[int(rng.integers(len(choices)))]
@@ -116,14 +105,14 @@ class ImageText:
             except ValueError as error:
                 if isinstance(error, plugin.UserError):
                     raise
-                raise _picture_row.Broken(
+                raise plugin.UserError(
                     f"{self._shards.where(sample)}.{ending}: no UTF-8 text, or no JSON ({error})"
                 ) from error
             found = [line for caption in found if (line := " ".join(caption.split()))]
             if found:
                 return tuple(found)
         fields = f"expected one of the fields {self._captions}" if "json" in said else "empty"
-        raise _picture_row.Broken(
+        raise plugin.UserError(
             f"{self._shards.where(sample)}.{ending}: no caption: {fields}; "
             f"got {said[ending][:80]!r}"
         )
@@ -134,8 +123,8 @@ class ImageText:
         for i in range(len(self)):
             try:
                 found += self.captions(i)
-            except _picture_row.Broken:
-                if self._broken == "error":
+            except plugin.UserError:
+                if not self.skips:
                     raise
         return found
 
@@ -157,7 +146,7 @@ def make(
     cut: bool = False,
     crop: float = 1.0,
     holdout: float = 0.1,
-    broken: str = "error",
+    bad_samples: str = "error",
     index_dir: str | None = None,
 ) -> ImageText:
     """A source of captioned pictures for the vl stream.
@@ -174,8 +163,8 @@ def make(
       cut: shorten captions that are longer than the stream's max_tokens instead of raising.
       crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
       holdout: share of the pictures, chosen by their keys, that is held out of training.
-      broken: "next": in place of a sample whose picture or caption cannot be read comes the next
-        one, and `replaced` counts it; "error": it is an error.
+      bad_samples: "error", or "skip": a sample whose picture or caption cannot be read gives way
+        to the next one, and is counted.
       index_dir: where the shards' indices are kept, so that only the first start scans them.
 
     Raises:
@@ -183,7 +172,7 @@ def make(
         other way round, no picture left, or a number out of range.
     """
     where = context.name
-    _picture_row.check_reading(where, crop, holdout, broken)
+    _picture_row.check_reading(where, crop, holdout, bad_samples)
     shards = _tar.Shards(_tar.find(where, path), index_dir)
     _check_pairs(shards)
     samples = np.flatnonzero((shards.share < holdout) != context.train)
@@ -203,7 +192,7 @@ def make(
         cut=cut,
         crop=crop,
         regions=regions,
-        broken=broken,
+        bad_samples=bad_samples,
     )
 
 
@@ -225,12 +214,12 @@ def texts(
     path: str | Sequence[str],
     captions: Sequence[str] = ("caption", "text"),
     holdout: float = 0.1,
-    broken: str = "error",
+    bad_samples: str = "error",
     index_dir: str | None = None,
 ) -> list[str]:
     """The training captions, what a text tokenizer may be trained on; arguments as in `make`."""
     context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
-    how = dict(captions=captions, holdout=holdout, broken=broken, index_dir=index_dir)
+    how = dict(captions=captions, holdout=holdout, bad_samples=bad_samples, index_dir=index_dir)
     return make(context, path=path, **how).texts()
 
 

@@ -34,7 +34,6 @@ DEBUG = {}
 KIND = "llava 1"
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant", "model")
 TAG = "<image>"
-TRIES = 32  # samples in a row that may be broken, where they may be at all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,8 @@ class Reading:
       crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
       holdout: share of the pictures, by a hash of their names, that is held out of training, with
         all that is asked about them.
-      broken: "next": in place of a sample whose picture cannot be read comes the next one, and
-        `replaced` counts it; "error": it is an error.
+      bad_samples: "error", or "skip": a sample whose picture cannot be read, or whose places cannot
+        be, gives way to the next one, and is counted.
       text_only: "error" or "leave_out", for records without a picture.
       index_dir: where the files' indices are kept, so that only the first start reads them whole.
     """
@@ -70,7 +69,7 @@ class Reading:
     cut: bool = False
     crop: float = 1.0
     holdout: float = 0.1
-    broken: str = "error"
+    bad_samples: str = "error"
     text_only: str = "error"
     index_dir: str | None = None
 
@@ -78,7 +77,7 @@ class Reading:
     def make(cls, where: str, arguments: Mapping) -> Reading:
         """From a config's arguments, whose names plugin.build has checked; checks their values."""
         made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
-        _picture_row.check_reading(where, made.crop, made.holdout, made.broken)
+        _picture_row.check_reading(where, made.crop, made.holdout, made.bad_samples)
         for name, known in (
             ("unit", ("None", *_places.UNITS)),
             ("box", _places.FORMS),
@@ -100,7 +99,8 @@ class Llava:
 
     def __init__(self, context, files, samples, images: str, reading: Reading, left_out: int):
         self.context, self._files, self._samples, self._images = context, files, samples, images
-        self._reading, self._left_out, self.replaced = reading, left_out, 0
+        self._reading, self._left_out = reading, left_out
+        self.skips = reading.bad_samples == "skip"  # see Mixture.sample
         self._size = _picture_row.image_size(context, reading.view)
         # Unknown names raise here.
         _picture_row.blank_targets(context, reading.targets, reading.regions)
@@ -121,8 +121,8 @@ class Llava:
     def sample(self, index: int, rng: np.random.Generator) -> dict:
         """Row `index` of the vl stream; `rng` chooses the crop.
 
-        Raises UserError for a picture that is not there or does not decode (unless `broken` is
-        "next"), a text longer than max_tokens (unless `cut`), and a context without a text
+        Raises UserError for a picture that is not there or does not decode, numbers that are no
+        places of it, a text longer than max_tokens (unless `cut`), and a context without a text
         tokenizer.
         """
         if self.context.text_tokenizer is None:
@@ -130,28 +130,6 @@ class Llava:
                 f"{self.context.name}: questions need a text tokenizer and the config names none; "
                 "make one with `vla data text-tokenizer` and set text_tokenizer"
             )
-        for attempt in range(TRIES):
-            try:
-                return self._row((index + attempt) % len(self), rng)
-            except _picture_row.Broken:
-                if self._reading.broken == "error" or attempt == TRIES - 1:
-                    raise
-                self.replaced += 1  # in this process
-
-    def turn(self, index: int) -> tuple[str, str, dict, str]:
-        """(what is asked, the answer, the record, what to call it in an error)."""
-        file, offset, length, number, turn, _ = (int(v) for v in self._samples[index].tolist())
-        record = json.loads(self._files[file].read(offset, length))
-        where = f"{self._files[file].path}: record {number} ({record.get('id')})"
-        texts = [_plain(entry["value"]) for entry in record["conversations"]]
-        begin = max(0, turn - 2 * self._reading.history)
-        return " ".join(texts[begin : turn + 1]), texts[turn + 1], record, where
-
-    def texts(self) -> list[str]:
-        """Every question and answer, what a text tokenizer may be trained on."""
-        return [text for i in range(len(self)) for text in self.turn(i)[:2]]
-
-    def _row(self, index: int, rng: np.random.Generator) -> dict:
         how = self._reading
         said, answer, record, where = self.turn(index)
         image = self._picture(record, where)
@@ -165,7 +143,7 @@ class Llava:
                 asked, told = (_places.rewritten(text, *move) for text in (said, answer))
                 place = self._place(record, answer, rng, *move)
             except ValueError as error:
-                raise _picture_row.Broken(f"{where}: {error}") from error
+                raise plugin.UserError(f"{where}: {error}") from error
         language, text = _picture_row.encoded(
             self.context.text_tokenizer,
             where,
@@ -181,6 +159,19 @@ class Llava:
                 targets["point"][-1], masks["point"][-1] = place.reshape(-1, 2).mean(axis=0), True
         image = _picture_row.cut(image, shown, self._size, self.context.resize)
         return _picture_row.row(self.context, how.view, image, language, targets, masks)
+
+    def turn(self, index: int) -> tuple[str, str, dict, str]:
+        """(what is asked, the answer, the record, what to call it in an error)."""
+        file, offset, length, number, turn, _ = (int(v) for v in self._samples[index].tolist())
+        record = json.loads(self._files[file].read(offset, length))
+        where = f"{self._files[file].path}: record {number} ({record.get('id')})"
+        texts = [_plain(entry["value"]) for entry in record["conversations"]]
+        begin = max(0, turn - 2 * self._reading.history)
+        return " ".join(texts[begin : turn + 1]), texts[turn + 1], record, where
+
+    def texts(self) -> list[str]:
+        """Every question and answer, what a text tokenizer may be trained on."""
+        return [text for i in range(len(self)) for text in self.turn(i)[:2]]
 
     def _place(self, record: Mapping, answer: str, rng, *move) -> np.ndarray | None:
         """The place in the record's field, or one of the answer's; None: none, or cut off."""
@@ -203,7 +194,7 @@ class Llava:
         try:
             data = _files.read(path)
         except plugin.UserError as error:
-            raise _picture_row.Broken(f"{where}: field 'image': {error}") from error
+            raise plugin.UserError(f"{where}: field 'image': {error}") from error
         return _picture_row.decoded(data, f"{where}: field 'image': {path}")
 
 

@@ -1,22 +1,18 @@
 """Robot episodes in RLDS/TFDS folders (TFRecord or array_record), read in place without TensorFlow.
 
-Every record is scanned once per process (CRC checked); numbers stay in memory, images stay in the
-file and are read by byte range when a sample needs them.
+Every record is read once, its CRC checked, for the index (_index.py, `vla data index`). From it and
+a standardizer comes the table of episodes, which is kept and mapped (_rlds_table.py). Images stay
+in the shards and are read by byte range when a sample needs them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
 from vla_jax.data import robot
-from vla_jax.data.sources import _files, _rlds_folder, _rlds_raw
+from vla_jax.data.sources import _files, _index_build, _rlds_folder, _rlds_raw, _rlds_table
 from vla_jax.types import SourceContext
 
 DEBUG: dict = {}
@@ -30,6 +26,7 @@ def make(
     split: str = "train",
     embodiment: str | None = None,
     action_space: str | None = None,
+    index_dir: str | None = None,
     **reading: robot.Reading,
 ) -> robot.RobotRows:
     """The samples of one split of an RLDS folder.
@@ -38,8 +35,10 @@ def make(
       context: the stream's; `context.train` picks the training or the held-out episodes.
       path: the folder with dataset_info.json, or the one above its single version.
       standardizer: ``"native"`` or ``dict(type="oxe", row="bridge")``.
-      split: a split of the data set. (Its own validation split may repeat it: see holdout.)
+      split: a split or slice as TFDS means it: "train", "train[:95%]", "train+val". (A validation
+        split may repeat the training split: see holdout.)
       embodiment, action_space: names, in place of those that the standardizer finds.
+      index_dir: where the index lies, if not beside the data or in $VLA_JAX_INDEX_DIR.
       reading: holdout, steps, language, augment, …: see robot.Reading.
 
     Raises:
@@ -47,7 +46,13 @@ def make(
         standardizer, embodiment or action space; a number that is not finite.
     """
     made = robot.Reading.make(reading)
-    table, read = recorded(path, standardizer=standardizer, split=split)
+    table, read = recorded(
+        path,
+        standardizer=standardizer,
+        split=split,
+        bad_samples=made.bad_samples,
+        index_dir=index_dir,
+    )
     named = {"embodiment": embodiment, "action_space": action_space}
     table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
     return robot.RobotRows(context, table, read, made)
@@ -71,57 +76,52 @@ def raw(path: _files.Path, split: str | None = None) -> _rlds_raw.Raw:
 
 
 def recorded(
-    path: str, *, standardizer: str | Mapping = "native", split: str = "train"
+    path: str,
+    *,
+    standardizer: str | Mapping = "native",
+    split: str = "train",
+    bad_samples: str = "error",
+    index_dir: str | None = None,
 ) -> tuple[episodes_lib.Episodes, episodes_lib.FrameReader]:
     """(the table of all episodes of a split, the reader of its images).
 
-    Raises UserError as `make` does.
+    Makes the index where it is absent or stale. Raises UserError as `make` does.
     """
     spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
     folder = _rlds_folder.open_folder(path)
-    stamp = tuple((piece.path, _files.stat(piece.path)) for piece in folder.pieces(split))
-    table = _load(folder.path, split, json.dumps(spec, sort_keys=True), stamp)
-    return table, _Reader(folder, split, table)
+    table, shards, files = _rlds_table.open_table(folder, split, spec, bad_samples, index_dir)
+    stamps = [s.stamp if s.path == file else None for s, file in zip(shards, files)]
+    reader = _RangeReader if folder.file_format == "tfrecord" else _Reader
+    return table, reader(table, [folder.reader(*pair) for pair in zip(files, stamps)])
 
 
-@functools.lru_cache(maxsize=16)
-def _load(path: str, split: str, spec: str, stamp: tuple) -> episodes_lib.Episodes:
+def index(path: str, *, index_dir: str | None = None, workers: int | None = None) -> dict:
+    """Makes the indexes of all splits that are absent or stale, and says what they hold.
+
+    Returns {path, index, shards, made, episodes, bytes, faults}: `faults` are the messages of
+    records that are broken. Raises UserError where the place cannot be written.
+    """
     folder = _rlds_folder.open_folder(path)
-    where = f"{folder.path} {split}"
-    standardizer = plugin.build(
-        "data.standardizers", json.loads(spec), SourceContext(name=where, stream="")
-    )
-    columns = standardizer.columns(folder.features)
-    views = standardizer.views(folder.features)
-    for view, name in views.items():
-        shape = folder.features[name].shape
-        if folder.features[name].kind != "image" or shape[-1:] not in ((3,), ()):
-            raise plugin.UserError(
-                f"{where}: {name} (view {view}) is {folder.features[name]}, expected an RGB image"
-            )
-    wanted = columns | set(views.values())
-    rows = []
-    shards = [piece.path for piece in folder.pieces(split)]
-    for record in _rlds_folder.records(folder, split, wanted.__contains__):
-        missing = sorted(wanted - set(record.columns))
-        if missing:
-            raise plugin.UserError(f"{record.where}: lacks {missing}, which features.json promises")
-        episode = standardizer.episode(record.columns, record.length, record.where)
-        frames = {}
-        for view, name in views.items():
-            spans = record.columns[name][episode.steps]
-            mask = episode.image_masks.get(view, True)
-            frames[view] = (spans.offsets, np.where(mask, spans.lengths, 0))
-        rows.append((episode, frames, shards.index(record.path), record.number, record.offset))
-    return episodes_lib.collect(where, folder.name, rows, tuple(views))
+    counts = {shard: n for shards in folder.splits.values() for shard, n in shards}
+    shards = _index_build.shards(folder, counts, index_dir)
+    made = _index_build.ensure(folder, shards, workers)
+    indexes = [_index_build.load(folder, shard) for shard in shards]
+    return {
+        "path": folder.path,
+        "index": _index_build.place(folder, index_dir),
+        "shards": len(shards),
+        "made": made,
+        "episodes": sum(index.count for index in indexes),
+        "bytes": sum(_files.stat(shard.target).size for shard in shards),
+        "faults": [fault for index in indexes for fault in index.all_faults()],
+    }
 
 
 class _Reader:
     """A FrameReader of encoded images; pickled without open files."""
 
-    def __init__(self, folder: _rlds_folder.Folder, split: str, table: episodes_lib.Episodes):
-        self.table = table
-        self.shards = [folder.reader(piece.path) for piece in folder.pieces(split)]
+    def __init__(self, table: episodes_lib.Episodes, shards: Sequence):
+        self.table, self.shards = table, shards
 
     def __call__(self, view: str, episode: int, rows: Sequence[int]) -> list[bytes]:
         frames, table = self.table.frames[view], self.table
@@ -130,3 +130,16 @@ class _Reader:
         spans = [(int(frames.offset[row]), int(frames.length[row])) for row in rows]
         found = iter(shard.read(*record, [span for span in spans if span[1]]))
         return [next(found) if span[1] else b"" for span in spans]
+
+
+class _RangeReader(_Reader):
+    """The same of shards whose bytes can be fetched by range; see data/runs.py."""
+
+    def places(self, view: str, episode: int, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """(offset in the shard, length) of each row's image."""
+        frames, base = self.table.frames[view], int(self.table.record_offset[episode])
+        return [(base + int(frames.offset[row]), int(frames.length[row])) for row in rows]
+
+    def fetch(self, shard: int, offset: int, length: int) -> bytes:
+        """Bytes of a shard."""
+        return self.shards[shard].file.read(offset, length)

@@ -40,7 +40,8 @@ class Row:
       drop_first, drop_last: steps to leave out, after the stride.
       derived: a column of your own -> (function, the columns it reads): the way out to Python for
         what no expression says. It is given numpy arrays [T, …] and returns [T, n].
-      episode_id: columns of episode_metadata that name an episode together; none: its place does.
+      episode_id: columns of episode_metadata that name an episode together; none: its place in
+        the data set's files does.
     """
 
     embodiment: str
@@ -132,7 +133,7 @@ class TableStandardizer:
         wanted |= {column for _, read in self._derived.values() for column in read}
         wanted -= set(self._derived)
         wanted |= set(self._id)
-        return {self._known(column, features) for column in wanted}
+        return {self._known(column, features) for column in sorted(wanted)}
 
     def episode(self, columns: Mapping, length: int, where: str) -> episodes.Episode:
         """The episode in our nouns; `columns` are those named by `columns`."""
@@ -157,7 +158,7 @@ class TableStandardizer:
         }
         id_ = "#".join(str(columns[column]) for column in self._id)
         return episodes.Episode(
-            id=id_ or where,
+            id=id_ or where.rsplit("/", 1)[-1],  # what is held out stays so where data move
             steps=steps,
             action=vectors["action"],
             proprio={group: vectors[f"proprio {group}"] for group in row.proprio},

@@ -117,7 +117,9 @@ def from_config(arguments: argparse.Namespace) -> dict:
             ):
                 continue
             asked = spec.get("language", "required")
-            # An absent instruction shall be a finding, not a refusal.
+            # An absent instruction shall be a finding, not a refusal; pictures are judged as they
+            # were recorded.
+            spec = {k: v for k, v in spec.items() if k not in ("cache", "access")}
             source = plugin.build(
                 "data.sources",
                 {**spec, "language": "optional"},

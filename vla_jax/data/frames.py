@@ -35,6 +35,11 @@ class Pictures:
     method: str
     augment: augment_lib.Augment
 
+    def recorded(self, view: str, episode: int, rows) -> list[bytes | np.ndarray]:
+        """Pictures as they were recorded, at rows of the table: a FrameReader, for tools."""
+        known = rows if self.kept is None else self.kept[np.asarray(rows)].tolist()
+        return self.read(view, episode, known)
+
     def view(
         self, view: str, episode: int, rows: np.ndarray, real: np.ndarray, key: bytes
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -129,6 +129,7 @@ class RobotRows:
             self.context.resize,
             self._augment,
         )
+        self.read = self._pictures.recorded
 
     def _required(self, views) -> list[str]:
         return [view for view in views if view not in self.reading.optional_views]

@@ -96,7 +96,10 @@ def write_v21(path, lengths=(7, 7, 7, 7), kind="video", codec="libx264", change=
         if kind == "video":
             video(path / f"videos/chunk-000/{CAMERA}/episode_{episode:06d}.mp4", pictures, codec, 4)
         else:
-            found[CAMERA] = pa.array([{"bytes": png(image), "path": None} for image in pictures])
+            found[CAMERA] = pa.array(
+                [{"bytes": png(image), "path": None} for image in pictures],
+                pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            )
         if change is not None:
             found = change(episode, found) or found
         pq.write_table(pa.table(found), path / f"data/chunk-000/episode_{episode:06d}.parquet")

@@ -105,6 +105,7 @@ def test_our_own_data_need_no_row(tmp_path, context):
     np.testing.assert_array_equal(table.proprio["hand"][6:12], episode(1)["proprio"]["hand"])
     np.testing.assert_array_equal(table.cameras["primary"][2], CAMERA)
     assert set(table.frames) == {"primary", "wrist"}
+    assert list(table.metadata["success"]) == [False, True, False]
     assert rows.sample(2, np.random.default_rng(0))["observation"]["images"]["primary"].any()
 
 
@@ -126,7 +127,7 @@ def test_the_form_is_lerobots_own(tmp_path, fixtures_dir):
             )
         )
     out = tmp_path / "again"
-    lerobot.write(out, episodes, fps=10, robot_type="widowx")
+    lerobot.write(out, episodes, control_hz=10, embodiment="widowx")
     files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == files
     for name in sorted(n for n in files if n.endswith(".parquet")):
@@ -204,7 +205,7 @@ def test_added_to_is_as_written_at_once(tmp_path, codec):
     with pytest.raises(UserError, match="exists and is not empty"):
         lerobot.write(tmp_path / "once", episodes)
     with pytest.raises(UserError, match="steps/s"):
-        lerobot.write(tmp_path / "once", episodes, codec=codec, append=True, fps=5)
+        lerobot.write(tmp_path / "once", episodes, codec=codec, append=True, control_hz=5)
     assert len(source.raw(tmp_path / "once")) == 4
 
 

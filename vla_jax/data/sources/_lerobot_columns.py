@@ -6,16 +6,14 @@ import functools
 import itertools
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vla_jax import plugin
-from vla_jax.data.sources import _lerobot_folder
+from vla_jax.data.sources import _files, _lerobot_folder
 from vla_jax.data.sources._lerobot_folder import Feature, Folder
 
 ORDER = ("episode_index", "frame_index")
@@ -24,7 +22,7 @@ TIME = "timestamp"
 
 def episodes(
     folder: Folder, chosen: Iterable[int], names: Iterable[str]
-) -> Iterator[tuple[int, pathlib.Path, int, dict]]:
+) -> Iterator[tuple[int, str, int, dict]]:
     """(episode, its file, its first row in it, {name: values}) of the chosen episodes, in order.
 
     Values are arrays [T, …] as stored ([T] of scalars), or lists of T texts. One file's columns
@@ -48,7 +46,7 @@ def episodes(
 
 
 def image_bytes(
-    folder: Folder, file: pathlib.Path, name: str, rows: Sequence[int], where: str
+    folder: Folder, file: str, name: str, rows: Sequence[int], where: str
 ) -> list[bytes]:
     """The encoded images in rows of an image column; UserError, with `where`, without one."""
     starts, found = _row_groups(file), []
@@ -57,50 +55,38 @@ def image_bytes(
         image = _images(file, name, group)[row - starts[group]]
         data, path = image.get("bytes"), image.get("path")
         if not data:
-            if not path or not (folder.path / path).is_file():
+            beside = _files.join(folder.path, path) if path else ""
+            if not beside or not _files.is_file(beside):
                 raise plugin.UserError(
                     f"{where}: {file}: {name} of row {row} has no bytes, and its path {path!r} is "
                     f"no file in {folder.path}; copy the data again or remove this episode"
                 )
-            data = (folder.path / path).read_bytes()
+            data = _files.read(beside)
         found.append(data)
     return found
 
 
 @functools.lru_cache(maxsize=256)
-def _row_groups(file: pathlib.Path) -> np.ndarray:
+def _row_groups(file: str) -> np.ndarray:
     """int64, the first row of each row group."""
-    with _opened(file) as opened:
+    with _lerobot_folder.open_parquet(file) as opened:
         groups = opened.metadata.num_row_groups
         sizes = [opened.metadata.row_group(i).num_rows for i in range(groups)]
     return np.cumsum([0, *sizes])[: max(len(sizes), 1)]
 
 
 @functools.lru_cache(maxsize=4)
-def _images(file: pathlib.Path, name: str, group: int) -> list[dict]:
+def _images(file: str, name: str, group: int) -> list[dict]:
     """A row group's images; LeRobot writes one row group per episode."""
-    with _opened(file) as opened:
+    with _lerobot_folder.open_parquet(file) as opened:
         try:
             found = opened.read_row_group(group, [f"{name}.bytes", f"{name}.path"])
         except (pa.ArrowException, OSError) as error:
-            raise plugin.UserError(
-                f"{file}: row group {group} of {name} is broken ({error}); copy it again"
-            ) from error
+            raise _lerobot_folder.broken(f"{file}: row group {group} of {name}", error) from error
         return [image or {} for image in found[name].to_pylist()]
 
 
-def _opened(file: pathlib.Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise plugin.UserError(
-            f"{file}: not a whole parquet file ({error}); copy it again"
-        ) from error
-
-
-def _file(
-    folder: Folder, file: pathlib.Path, columns: list[str], numbers: list[int]
-) -> tuple[dict, int]:
+def _file(folder: Folder, file: str, columns: list[str], numbers: list[int]) -> tuple[dict, int]:
     """(columns of the row groups that hold the episodes, the rows before these)."""
     groups = range(*_overlap(file, min(numbers), max(numbers)))
     table = _lerobot_folder.read_parquet(file, columns, groups)
@@ -112,10 +98,10 @@ def _file(
     return found, int(_row_groups(file)[groups.start])
 
 
-def _overlap(file: pathlib.Path, low: int, high: int) -> tuple[int, int]:
+def _overlap(file: str, low: int, high: int) -> tuple[int, int]:
     """The first row group that may hold one of these episodes, and the one after the last."""
     held = []
-    with _opened(file) as opened:
+    with _lerobot_folder.open_parquet(file) as opened:
         paths = [opened.schema.column(i).path for i in range(len(opened.schema))]
         column = paths.index(ORDER[0]) if ORDER[0] in paths else None
         for group in range(opened.metadata.num_row_groups):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_jax import plugin
+from vla_jax.data.sources import _files
 
 SIDECAR = "meta/vla_jax.parquet"  # what our own writer adds: one row per episode
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -54,7 +55,7 @@ class Folder:
       standardizer: the spec of the one that reads such data.
     """
 
-    path: pathlib.Path
+    path: str
     name: str
     version: str
     fps: float
@@ -69,11 +70,11 @@ class Folder:
     _chunks_size: int
     _places: Mapping[str, np.ndarray]  # "" (the data) or a video key -> int64 [E, 2]
 
-    def data_file(self, episode: int) -> pathlib.Path:
+    def data_file(self, episode: int) -> str:
         """The parquet file that holds the episode's steps."""
         return self._file("data_path", "", episode)
 
-    def video_file(self, key: str, episode: int) -> pathlib.Path:
+    def video_file(self, key: str, episode: int) -> str:
         """The file that holds the episode's frames of a video feature."""
         return self._file("video_path", key, episode)
 
@@ -87,40 +88,41 @@ class Folder:
             raise plugin.UserError(plugin.unknown(f"{self.path}: split", name, self.splits))
         return self.splits[name]
 
-    def _file(self, template: str, key: str, episode: int) -> pathlib.Path:
+    def _file(self, template: str, key: str, episode: int) -> str:
         if self.version == "v3.0":
             values = dict(zip(PLACES, self._places[key][episode].tolist(), strict=True))
         else:
             chunk = episode // self._chunks_size
             values = {"episode_chunk": chunk, "episode_index": episode}
         try:
-            return self.path / self._templates[template].format(video_key=key, **values)
+            name = self._templates[template].format(video_key=key, **values)
         except (KeyError, IndexError, ValueError) as error:
             raise plugin.UserError(
                 f"{self.path}/meta/info.json: {template} {self._templates[template]!r} cannot be "
                 f"filled with {sorted(values)} and video_key ({error!r}); restore what LeRobot "
                 f"{self.version} writes"
             ) from error
+        return _files.join(self.path, name)
 
 
-def is_at(path: str | pathlib.Path) -> bool:
-    """Whether a LeRobot data set lies at `path`, by the names of its files."""
-    return (pathlib.Path(path).expanduser() / "meta" / "info.json").is_file()
+def is_at(path: _files.Path) -> bool:
+    """Whether a LeRobot data set lies at `path`; reads names only."""
+    return _files.is_file(_files.join(_files.normal(path), "meta", "info.json"))
 
 
-def open_folder(path: str | pathlib.Path) -> Folder:
+def open_folder(path: _files.Path) -> Folder:
     """The data set at `path`, the folder that holds meta/info.json.
 
     Raises UserError where there is none, and for metadata that are of an unknown version, broken,
     incomplete or at odds with one another, naming the file.
     """
-    path = pathlib.Path(path).expanduser()
+    path = _files.normal(path)
     if not is_at(path):
         raise plugin.UserError(
             f"{path}: holds no meta/info.json, expected a LeRobot data set; "
             "`vla data inspect` says what a folder is"
         )
-    file = path / "meta" / "info.json"
+    file = _files.join(path, "meta", "info.json")
     info = _json(file)
     version = info.get("codebase_version")
     if version not in VERSIONS:
@@ -135,10 +137,10 @@ def open_folder(path: str | pathlib.Path) -> Folder:
     templates = {
         k: _of(file, info, k, str) for k in ("data_path", *(["video_path"] * bool(videos)))
     }
-    metadata, standardizer = _sidecar(path / SIDECAR, len(lengths))
+    metadata, standardizer = _sidecar(_files.join(path, SIDECAR), len(lengths))
     return Folder(
         path=path,
-        name=path.resolve().name,
+        name=_files.name(path if _files.is_url(path) else os.path.realpath(path)),
         version=version,
         fps=float(_of(file, info, "fps", int, float)),
         features=features,
@@ -154,7 +156,7 @@ def open_folder(path: str | pathlib.Path) -> Folder:
     )
 
 
-def _features(file: pathlib.Path, info: Mapping) -> dict[str, Feature]:
+def _features(file: str, info: Mapping) -> dict[str, Feature]:
     features = {}
     for name, entry in _of(file, info, "features", dict).items():
         try:
@@ -183,15 +185,16 @@ def _features(file: pathlib.Path, info: Mapping) -> dict[str, Feature]:
     return features
 
 
-def _episodes_v3(path: pathlib.Path, info: Mapping, videos: list[str]):
+def _episodes_v3(path: str, info: Mapping, videos: list[str]):
     columns = ["episode_index", "length", *(f"data/{place}" for place in PLACES)]
     for key in videos:
         columns += [f"videos/{key}/{name}" for name in (*PLACES, "from_timestamp")]
-    files = sorted((path / "meta" / "episodes").glob("*/*.parquet"))
+    where = _files.join(path, "meta", "episodes")
+    chunks = [_files.join(where, chunk) for chunk in _files.names(where)]
+    files = [_files.join(c, n) for c in chunks for n in _files.names(c) if n.endswith(".parquet")]
     if not files:
-        raise plugin.UserError(f"{path}/meta/episodes: no parquet file; copy the data set again")
+        raise plugin.UserError(f"{where}: no parquet file; copy the data set again")
     table = pa.concat_tables([read_parquet(file, columns) for file in files])
-    where = f"{path}/meta/episodes"
     for name in columns:
         if table[name].null_count:
             row = table[name].is_null().index(True).as_py()
@@ -207,8 +210,8 @@ def _episodes_v3(path: pathlib.Path, info: Mapping, videos: list[str]):
     return found["length"][order], places, begins
 
 
-def _episodes_v2(path: pathlib.Path, info: Mapping, videos: list[str]):
-    file = path / "meta" / "episodes.jsonl"
+def _episodes_v2(path: str, info: Mapping, videos: list[str]):
+    file = _files.join(path, "meta", "episodes.jsonl")
     rows = _lines(file, ("episode_index", "length"))
     order = _order(file, info, np.asarray([row["episode_index"] for row in rows], np.int64))
     lengths = np.asarray([row["length"] for row in rows], np.int64)[order]
@@ -229,11 +232,11 @@ def _order(where, info: Mapping, numbers: np.ndarray) -> np.ndarray:
     return order
 
 
-def _tasks(path: pathlib.Path, version: str) -> dict[int, str]:
+def _tasks(path: str, version: str) -> dict[int, str]:
     if version != "v3.0":
-        rows = _lines(path / "meta" / "tasks.jsonl", ("task_index", "task"))
+        rows = _lines(_files.join(path, "meta", "tasks.jsonl"), ("task_index", "task"))
         return {int(row["task_index"]): str(row["task"]) for row in rows}
-    file = path / "meta" / "tasks.parquet"
+    file = _files.join(path, "meta", "tasks.parquet")
     table = read_parquet(file)
     # The text is the index of a pandas frame, with or without a name.
     texts = [n for n in table.column_names if n != "task_index"]
@@ -245,8 +248,8 @@ def _tasks(path: pathlib.Path, version: str) -> dict[int, str]:
     return dict(zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True))
 
 
-def _sidecar(file: pathlib.Path, count: int) -> tuple[pa.Table | None, dict | None]:
-    if not file.is_file():
+def _sidecar(file: str, count: int) -> tuple[pa.Table | None, dict | None]:
+    if not _files.is_file(file):
         return None, None
     table = read_parquet(file)
     if len(table) != count:
@@ -257,7 +260,7 @@ def _sidecar(file: pathlib.Path, count: int) -> tuple[pa.Table | None, dict | No
     return table, json.loads((table.schema.metadata or {}).get(b"standardizer", b"null"))
 
 
-def _splits(file: pathlib.Path, info: Mapping, count: int) -> dict[str, np.ndarray]:
+def _splits(file: str, info: Mapping, count: int) -> dict[str, np.ndarray]:
     splits = {}
     for name, span in (info.get("splits") or {"train": f"0:{count}"}).items():
         try:
@@ -275,29 +278,42 @@ def _splits(file: pathlib.Path, info: Mapping, count: int) -> dict[str, np.ndarr
 
 
 def read_parquet(
-    file: pathlib.Path, columns: list[str] | None = None, groups: range | None = None
+    file: str, columns: list[str] | None = None, groups: range | None = None
 ) -> pa.Table:
     """Columns of a parquet file's row groups (None: all); UserError for what is not there."""
     try:
-        with pq.ParquetFile(file, memory_map=True) as opened:
+        with open_parquet(file) as opened:
             present = opened.schema_arrow.names
             absent = [name for name in columns or () if name not in present]
             if absent:
                 raise plugin.UserError(plugin.unknown(f"{file}: column", absent[0], present))
             everything = groups is None or not opened.metadata.num_row_groups
             table = opened.read(columns) if everything else opened.read_row_groups(groups, columns)
-    except FileNotFoundError as error:
-        raise plugin.UserError(f"{file}: no such file; copy the data set again") from error
     except (pa.ArrowException, OSError) as error:
-        raise plugin.UserError(
-            f"{file}: not a whole parquet file ({error}); copy it again"
-        ) from error
+        raise broken(file, error) from error
     return table.select(columns) if columns is not None else table  # a.b also reads a.b.c
 
 
-def _json(file: pathlib.Path) -> dict:
+def open_parquet(file: str) -> pq.ParquetFile:
+    """Opened by its footer; UserError for a missing file or one that is not whole."""
     try:
-        found = json.loads(file.read_text())
+        if _files.is_url(file):
+            return pq.ParquetFile(_files.File(file).open())
+        return pq.ParquetFile(file, memory_map=True)
+    except FileNotFoundError as error:
+        raise plugin.UserError(f"{file}: no such file; copy the data set again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise broken(file, error) from error
+
+
+def broken(file: str, error: Exception) -> plugin.UserError:
+    """What to say of a parquet file that cannot be read."""
+    return plugin.UserError(f"{file}: not a whole parquet file ({error}); copy it again")
+
+
+def _json(file: str) -> dict:
+    try:
+        found = json.loads(_files.read(file))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise plugin.UserError(f"{file}: not JSON ({error}); copy the data set again") from error
     if not isinstance(found, dict):
@@ -305,11 +321,9 @@ def _json(file: pathlib.Path) -> dict:
     return found
 
 
-def _lines(file: pathlib.Path, keys: tuple[str, ...]) -> list[dict]:
-    if not file.is_file():
-        raise plugin.UserError(f"{file}: no such file; copy the data set again")
+def _lines(file: str, keys: tuple[str, ...]) -> list[dict]:
     rows = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(_files.read(file).decode("utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -322,7 +336,7 @@ def _lines(file: pathlib.Path, keys: tuple[str, ...]) -> list[dict]:
     return rows
 
 
-def _of(file: pathlib.Path, info: Mapping, key: str, *kinds: type):
+def _of(file: str, info: Mapping, key: str, *kinds: type):
     if not isinstance(info.get(key), kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise plugin.UserError(f"{file}: {key} is {info.get(key)!r}, expected {names}")

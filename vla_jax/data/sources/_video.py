@@ -7,8 +7,8 @@ keeps a few decoders open, each used by one thread at a time; nothing here is ev
 from __future__ import annotations
 
 import bisect
+import collections
 import os
-import pathlib
 import threading
 from collections.abc import Sequence
 
@@ -17,6 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vla_jax import plugin
+from vla_jax.data.sources import _files
 
 KEPT = 16  # open decoders per process; a 200 MB file of 640 x 480 takes about 10 MB
 TOLERANCE = 1e-4  # s, LeRobot's own
@@ -24,14 +25,14 @@ SEEK = 8  # frames that are decoded as fast as a seek
 
 
 def frames(
-    path: pathlib.Path, times: Sequence[float], where: str, tolerance: float = TOLERANCE
+    path: str, times: Sequence[float], where: str, tolerance: float = TOLERANCE
 ) -> list[np.ndarray]:
     """uint8 [height, width, 3] of the frames at `times` (s), in their order.
 
     Raises UserError, beginning with `where`, for a file that is missing, broken or no video, and
     for a time that no frame is nearer to than `tolerance` (s).
     """
-    decoder = None
+    path, decoder = str(path), None
     try:
         decoder = _take(path)
         found = decoder.frames(times, tolerance)
@@ -50,9 +51,9 @@ def frames(
 class _Decoder:
     """One open file and the frame decoded last."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: str):
         self.path = path
-        self._container = av.open(str(path))
+        self._container = av.open(_files.File(path).open() if _files.is_url(path) else path)
         if not self._container.streams.video:
             self._container.close()
             raise ValueError("no video stream in this file")
@@ -64,7 +65,9 @@ class _Decoder:
         self._times = sorted(time for time, _ in entries)
         self._keys = sorted(time for time, key in entries if key)
         self._colours = VideoReformatter()
-        self._decoded, self._last, self._pixels = iter(()), None, None
+        # One generator for all seeks: PyAV 18 loses a packet's memory with each that is let go.
+        self._packets, self._ended = self._container.demux(self._stream), False
+        self._decoded, self._last, self._pixels = collections.deque(), None, None
 
     def frames(self, times: Sequence[float], tolerance: float) -> list[np.ndarray]:
         """See the module's `frames`; ValueError where no frame is near enough."""
@@ -78,7 +81,9 @@ class _Decoder:
             if self._last is None or self._last.pts > final:
                 raise ValueError(self._missing(time, tolerance))
             if self._pixels is None:
-                self._pixels = self._colours.reformat(self._last, format="rgb24").to_ndarray()
+                picture = self._colours.reformat(self._last, format="rgb24", threads=1)
+                self._pixels = picture.to_ndarray()
+                self._pixels.setflags(write=False)  # it may be given out again
             found[time] = self._pixels
         return [found[time] for time in times]
 
@@ -104,14 +109,21 @@ class _Decoder:
         while True:
             place = max(target - back, start)
             self._container.seek(place, stream=self._stream, backward=True)
-            self._decoded, self._last = self._container.decode(self._stream), None
+            if self._ended:
+                self._packets, self._ended = self._container.demux(self._stream), False
+            self._decoded.clear()
             self._next()
             if place <= start or (self._last is not None and self._last.pts <= max(first, place)):
                 return
             back = max(2 * back, round(1 / self._unit))  # the key frame was shown after it
 
     def _next(self) -> None:
-        self._last, self._pixels = next(self._decoded, None), None
+        while not self._decoded and not self._ended:
+            packet = next(self._packets, None)
+            self._ended = packet is None
+            self._decoded.extend(packet.decode() if packet else ())
+        self._last = self._decoded.popleft() if self._decoded else None
+        self._pixels = None
         if self._last is not None and self._last.is_corrupt:
             raise ValueError(f"the frame at {self._last.time} s is damaged")
 
@@ -130,7 +142,7 @@ _idle: list[_Decoder] = []  # the one used last at the end
 _lock = threading.Lock()
 
 
-def _take(path: pathlib.Path) -> _Decoder:
+def _take(path: str) -> _Decoder:
     with _lock:
         for place in range(len(_idle) - 1, -1, -1):
             if _idle[place].path == path:
@@ -147,10 +159,15 @@ def _give(decoder: _Decoder) -> None:
 
 
 def _forget() -> None:
-    """A forked process begins without decoders: an open file's position would be the parent's."""
+    """A forked process begins without decoders: an open file's position would be the parent's.
+
+    They are put aside, not freed: freeing waits for threads that the child does not have.
+    """
     global _lock
     _lock = threading.Lock()
+    _parents.extend(_idle)
     _idle.clear()
 
 
+_parents: list[_Decoder] = []
 os.register_at_fork(after_in_child=_forget)

@@ -24,9 +24,10 @@ DATA_MB, VIDEO_MB = 100, 200
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-# codec -> (PyAV's encoder, what LeRobot calls it, options); a key frame at every second frame.
+# codec -> (PyAV's encoder, what LeRobot calls it, options); a key frame at every second frame, and
+# no B frames: a decoder that must reorder gives out a frame only after the next.
 CODECS = {
-    "h264": ("libx264", "h264", {"g": "2", "crf": "18", "preset": "medium"}),
+    "h264": ("libx264", "h264", {"g": "2", "bf": "0", "crf": "18", "preset": "medium"}),
     "av1": ("libsvtav1", "av1", {"g": "2", "crf": "30", "preset": "12"}),
 }
 

@@ -35,6 +35,7 @@ STATE = "observation.state"
 IMAGES = "observation.images."
 SIDECAR = _lerobot_folder.SIDECAR
 COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+INDEX = "vla_index"  # of a reader, made anew
 REWRITTEN = ("meta/info.json", "meta/stats.json", "meta/tasks.parquet", SIDECAR)
 
 
@@ -67,8 +68,8 @@ class Writer(_spool.Folder):
       name: see _spool.Folder.
       codec: of the videos, "h264" or "av1"; None = PNG pictures in the parquet files, exact.
       append: add to the data set at `out`, which stays as it is until `finish` has succeeded.
-      fps: steps per second; None = the first episode's metadata `control_hz`.
-      robot_type: None = the first episode's metadata `embodiment`.
+      control_hz: LeRobot's `fps`; None = what the first episode's metadata say.
+      embodiment: LeRobot's `robot_type`; None = what the first episode's metadata say.
 
     Raises:
       UserError: `out` is not empty (without `append`); an unknown codec.
@@ -81,13 +82,13 @@ class Writer(_spool.Folder):
         name: str | None = None,
         codec: str | None = "h264",
         append: bool = False,
-        fps: float | None = None,
-        robot_type: str | None = None,
+        control_hz: float | None = None,
+        embodiment: str | None = None,
     ):
         if codec is not None and codec not in _lerobot_files.CODECS:
             raise UserError(plugin.unknown(f"{out}: codec", codec, _lerobot_files.CODECS))
         super().__init__(out, name, replaces=append)
-        self._codec, self._fps, self._robot_type = codec, fps, robot_type
+        self._codec, self._fps, self._body = codec, control_hz, embodiment
 
     def finish(self) -> int:
         """Builds the data set from the spool and moves it to `out`: number of episodes added.
@@ -101,15 +102,15 @@ class Writer(_spool.Folder):
         fps = self._fps or first["metadata"].get("control_hz")
         if not fps:
             raise UserError(
-                f"{self.out}: LeRobot needs the steps per second: give fps, or `control_hz` in the "
+                f"{self.out}: LeRobot needs the steps per second: give control_hz, here or in the "
                 "episodes' metadata"
             )
-        robot_type = self._robot_type or first["metadata"].get("embodiment")
+        body = self._body or first["metadata"].get("embodiment")
         self.built.mkdir()
         build = _Build(self.built, self.out if self.old else None, first, float(fps), self._codec)
         for episode in _spool.laid(self.spool):
             build.add(episode)
-        build.close(robot_type)
+        build.close(body)
         self.publish()
         return build.added
 
@@ -172,7 +173,7 @@ class _Build:
         self._metadata.append(_flat(episode["metadata"]))
         self._episodes, self._frames, self.added = number + 1, self._frames + length, self.added + 1
 
-    def close(self, robot_type: str | None) -> None:
+    def close(self, embodiment: str | None) -> None:
         """Ends the files, reads the frames back, and writes what is said of the data set."""
         self._data.close()
         for files in self._videos.values():
@@ -184,7 +185,7 @@ class _Build:
         _lerobot_files.write_json(self._root / "meta/stats.json", self._statistics.total())
         if self._row is not None:
             self._write_sidecar()
-        _lerobot_files.write_json(self._root / "meta/info.json", self._describe(robot_type))
+        _lerobot_files.write_json(self._root / "meta/info.json", self._describe(embodiment))
 
     def _read_back(self, key: str, row: Mapping) -> list[np.ndarray]:
         """The frames that statistics are of; UserError where a reader would not find one."""
@@ -217,7 +218,7 @@ class _Build:
             )
         for file in sorted(path for path in previous.rglob("*") if path.is_file()):
             name = file.relative_to(previous)
-            if name.as_posix() not in REWRITTEN:
+            if name.as_posix() not in REWRITTEN and name.parts[0] != INDEX:
                 _link(file, self._root / name)
         raw = _lerobot_raw.Raw(folder, np.arange(len(folder.lengths)))
         keys = [IMAGES + view for view in self._views]
@@ -241,11 +242,11 @@ class _Build:
         table = table.replace_schema_metadata({"standardizer": json.dumps(self._row)})
         pq.write_table(table, self._root / SIDECAR)
 
-    def _describe(self, robot_type: str | None) -> dict:
+    def _describe(self, embodiment: str | None) -> dict:
         whole = int(self._fps) if self._fps == int(self._fps) else self._fps
         made = {
             "codebase_version": "v3.0",
-            "robot_type": robot_type,
+            "robot_type": embodiment,
             "total_episodes": self._episodes,
             "total_frames": self._frames,
             "total_tasks": len(self._tasks),

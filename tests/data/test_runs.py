@@ -1,5 +1,7 @@
 """Contiguous access: every epoch a permutation, whole runs read once, a bounded buffer."""
 
+import concurrent.futures
+import pathlib
 import pickle
 import uuid
 
@@ -89,6 +91,8 @@ def test_bytes_read_per_sample(store, context, capsys):
     assert samples == 18 * 12
     read = {}
     for kind, mixture in kinds.items():
+        for run in mixture.sources["a"]._pictures.read._kept if kind == "contiguous" else ():
+            pathlib.Path(mixture.sources["a"]._pictures.read.folder, str(run)).unlink()
         mixture = pickle.loads(pickle.dumps(mixture))  # one that has read nothing yet
         _files.counts.reset()
         rows = [mixture.sample(n) for n in range(samples)]
@@ -122,6 +126,22 @@ def test_the_buffer_is_bounded_and_not_pickled(store, context):
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_equal(again.sample(5, rng), source.sample(5, rng))
     assert small < 20_000 + sum(a.nbytes for a in (source._pictures.read.run_of,))
+
+
+def test_the_processes_of_a_host_fetch_a_run_once(store, context):
+    url, _ = store
+    parent = opened(context, url, access="contiguous", num_runs=2, run_bytes=10_000)
+    runs_of = len(parent.sources["a"].runs.bounds) - 1
+    workers = [pickle.loads(pickle.dumps(parent)) for _ in range(3)]
+    _files.counts.reset()
+    samples = 18 * 12
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        rows = list(pool.map(lambda n: workers[n % 3].sample(n), range(samples)))
+    assert _files.counts.requests <= runs_of, "the parent had read one when it was made"
+    for n in (0, 100, 215):
+        np.testing.assert_equal(rows[n], parent.sample(n))
+    folder = pathlib.Path(workers[0].sources["a"]._pictures.read.folder)
+    assert len([p for p in folder.iterdir() if not p.suffix]) <= 4
 
 
 def test_hosts_and_resume_change_nothing(store, context):

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import google_crc32c
@@ -136,7 +135,7 @@ def save(arrays: Mapping[str, np.ndarray], about: Mapping) -> Callable[[str], No
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    checks = {name: (_crc(array), digest(array)) for name, array in arrays.items()}
+    checks = {n: (_crc(a), digest(a), a.dtype.str, list(a.shape)) for n, a in arrays.items()}
     metadata = {"about": json.dumps(about), "checks": json.dumps(checks)}
     metadata["check"] = str(google_crc32c.value(json.dumps(metadata, sort_keys=True).encode()))
     return lambda path: save_file(arrays, path, metadata)
@@ -149,9 +148,14 @@ def shared(array: np.ndarray) -> np.ndarray:
     """
     if array.nbytes < SHARED or getattr(array, "place", None) is not None:
         return array
-    path = os.path.join(_scratch(), f"{uuid.uuid4().hex}.safetensors")
+    path = os.path.join(scratch("arrays"), "array.safetensors")
     save({"array": array}, {})(path)
     return load(path)[0]["array"]
+
+
+def scratch(use: str) -> str:
+    """A new folder of this process, which goes when it ends."""
+    return tempfile.mkdtemp(prefix=f"{use}-", dir=_scratch())
 
 
 @functools.cache
@@ -174,6 +178,8 @@ def load(path: str) -> tuple[dict[str, Mapped], dict]:
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
+            if size > os.fstat(file.fileno()).st_size:
+                raise ValueError("cut short")
             header = json.loads(file.read(size))
         metadata = dict(header.pop("__metadata__"))
         check = metadata.pop("check")
@@ -185,9 +191,10 @@ def load(path: str) -> tuple[dict[str, Mapped], dict]:
         for name, entry in header.items():
             first, last = entry["data_offsets"]
             dtype, shape = codes[entry["dtype"]], tuple(entry["shape"])
-            if np.prod(shape, dtype=int) * dtype.itemsize != last - first:
+            crc, kept, *kind = checks.pop(name)
+            size_of = np.prod(shape, dtype=int) * dtype.itemsize
+            if kind != [dtype.str, list(shape)] or size_of != last - first:
                 raise ValueError(f"{name}: {last - first} bytes for {shape} of {dtype}")
-            crc, kept = checks.pop(name)
             arrays[name] = _map(path, 8 + size + first, dtype.str, shape, kept)
             if _crc(arrays[name]) != crc:
                 raise ValueError(f"{name} has another CRC32C")

@@ -5,21 +5,26 @@
               └─ the samples of a block, permuted ─┘ (order.Contiguous)
 
 A process keeps the bytes of the runs of two blocks at most: the one it is in and, where it reads
-ahead, the next. Each epoch reads each run once, however small the pictures are; but every process
-that draws a sample of a run reads that run, so that it pays with few readers (object stores, one
-process a host), while `random` reads a sample's pictures alone.
+ahead, the next. What comes by URL also stands in files of the host as long, so that its worker
+processes fetch a run once between them: a host reads each run once in an epoch, however small the
+pictures are. But every host reads the runs that it draws a sample of, while `random` reads a
+sample's pictures alone: with many hosts that is fewer bytes in more requests.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import fcntl
+import functools
+import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vla_jax import plugin
-from vla_jax.data import order
+from vla_jax.data import mapped, order
 from vla_jax.data.episodes import Episodes, FrameReader
 from vla_jax.data.reading import Reading
 
@@ -92,10 +97,14 @@ def _spans(episodes: Episodes, views: Sequence[str]) -> tuple[np.ndarray, np.nda
 
 
 class RunReader:
-    """A FrameReader that fetches the run an episode lies in and keeps the last `keep` of them."""
+    """A FrameReader that fetches the run an episode lies in and keeps the last `keep` of them.
+
+    Runs of a reader that says `remote` are shared by the processes that it is pickled to.
+    """
 
     def __init__(self, read: FrameReader, run_of: np.ndarray, ranges: np.ndarray, keep: int):
         self.read, self.run_of, self.ranges, self.keep = read, run_of, ranges, keep
+        self.folder = mapped.scratch("runs") if getattr(read, "remote", False) else None
         self._clear()
 
     def __call__(self, view: str, episode: int, rows: Sequence[int]) -> list[bytes]:
@@ -103,11 +112,12 @@ class RunReader:
         run = int(self.run_of[episode])
         if run < 0:
             return self.read(view, episode, rows)
-        data, begin = self._run(run), int(self.ranges[run, 1])
+        data, begin = self.run(run), int(self.ranges[run, 1])
         places = self.read.places(view, episode, rows)
         return [data[at - begin : at - begin + size] if size else b"" for at, size in places]
 
-    def _run(self, run: int) -> bytes:
+    def run(self, run: int) -> bytes:
+        """The bytes of a run, fetched once while it is kept."""
         with self._lock:
             kept = self._kept.setdefault(run, _Run())
             self._kept.move_to_end(run)
@@ -116,18 +126,40 @@ class RunReader:
         with kept.lock:  # two threads that want one run fetch it once
             if kept.data is None:
                 shard, begin, end = (int(i) for i in self.ranges[run])
-                kept.data = self.read.fetch(shard, begin, end - begin)
+                fetch = functools.partial(self.read.fetch, shard, begin, end - begin)
+                kept.data = fetch() if self.folder is None else self._shared(run, fetch)
         return kept.data
+
+    def _shared(self, run: int, fetch: Callable[[], bytes]) -> bytes:
+        """The bytes of a run from the host's files; who wants them first fetches them."""
+        path = pathlib.Path(self.folder, str(run))
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process that holds it
+            with contextlib.suppress(FileNotFoundError):
+                return path.read_bytes()
+            data = fetch()
+            half = path.with_suffix(".half")
+            half.write_bytes(data)
+            half.rename(path)
+        self._sweep()
+        return data
+
+    def _sweep(self) -> None:
+        files = [p for p in pathlib.Path(self.folder).iterdir() if not p.suffix]
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            files.sort(key=lambda p: p.stat().st_mtime_ns)
+        for old in files[: max(0, len(files) - self.keep)]:
+            old.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         self._lock = threading.Lock()
         self._kept: collections.OrderedDict[int, _Run] = collections.OrderedDict()
 
     def __getstate__(self):
-        return self.read, self.run_of, self.ranges, self.keep
+        return self.read, self.run_of, self.ranges, self.keep, self.folder
 
     def __setstate__(self, state):
-        self.read, self.run_of, self.ranges, self.keep = state
+        self.read, self.run_of, self.ranges, self.keep, self.folder = state
         self._clear()
 
 

@@ -1,3 +1,5 @@
+import concurrent.futures
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -8,6 +10,7 @@ import sys
 import time
 import uuid
 
+import numpy as np
 import pytest
 
 from vla_jax import plugin
@@ -73,6 +76,21 @@ def test_more_files_than_descriptors(tmp_path):
         assert [file.read(0, 3) for file in files] == [b"%03d" % i for i in range(len(files))]
     held = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
     assert sum(path.startswith(str(tmp_path)) for path in held) <= _files.DESCRIPTORS
+
+
+def test_threads_do_not_close_each_others_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "_descriptor", functools.lru_cache(2)(_files._Descriptor))
+    for i in range(8):
+        _files.write(tmp_path / str(i), b"%d" % i * 1000)
+    files = [_files.File(tmp_path / str(i)) for i in range(8)]
+
+    def read(seed):
+        rng = np.random.default_rng(seed)
+        for i in rng.integers(0, 8, 1500):
+            assert files[i].read(500, 9) == b"%d" % i * 9
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
 
 
 def _child(file, pipe):

@@ -9,11 +9,22 @@ import time
 import uuid
 
 import numpy as np
+import psutil
 import pytest
 
 from vla_jax import plugin
 from vla_jax.cli import main as cli
-from vla_jax.data.sources import _files, _index, _index_build, _rlds_folder, _rlds_record, _tfrecord
+from vla_jax.data import engine
+from vla_jax.data import mixture as mixture_lib
+from vla_jax.data.sources import (
+    _files,
+    _index,
+    _index_build,
+    _rlds_folder,
+    _rlds_record,
+    _rlds_table,
+    _tfrecord,
+)
 from vla_jax.data.sources import rlds as source_lib
 
 PROJECT = pathlib.Path(__file__).parents[3]
@@ -145,8 +156,6 @@ def test_wide_numbers_stay_in_the_record(tmp_path, rlds):
     reading = _index_build.shards(
         _rlds_folder.open_folder(path), {str(next(path.glob("*rec*"))): 1}
     )
-    from vla_jax.data.sources import _rlds_table
-
     shard = _rlds_table._Shard(_rlds_folder.open_folder(path), reading[0], [feature.name])
     columns, length, _ = shard.episode(0)
     np.testing.assert_array_equal(columns[feature.name], wide[feature.name].astype(np.float32))
@@ -264,3 +273,61 @@ def test_what_is_broken_is_noted_and_named(folder, capsys):
     told = capsys.readouterr()
     assert "record 0 at byte 0" in told.err and "truncated" in told.err
     assert len(json.loads(told.out.splitlines()[-1])["faults"]) == 2
+
+
+def test_a_killed_parent_of_workers_leaves_none_behind(rlds, tmp_path):
+    path = rlds.write(tmp_path / "d", [rlds.episode(i) for i in range(12)], shards=6)
+    code = f"from vla_jax.data.sources import rlds; rlds.index({str(path)!r}, workers=2)"
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env) as process:
+        children = []
+        while len(children) < 2 and process.poll() is None:
+            children = psutil.Process(process.pid).children()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(children, timeout=60)
+    assert len(gone) == 2 and not alive
+    found, indexes = built(path)
+    assert sum(index.count for index in indexes.values()) == 12 and found["faults"] == []
+
+
+def test_a_mixture_of_ten_opens_without_reading_its_records(rlds, tmp_path, context):
+    members, size = {}, 0
+    for d in range(10):
+        path = rlds.write(tmp_path / f"d{d}", [rlds.episode(i) for i in range(30)], shards=3)
+        members[f"d{d}"] = dict(source=dict(type="rlds", path=str(path), dataset_key="all"))
+        size += sum(shard.stat().st_size for shard in path.glob("*.tfrecord-*"))
+    first = mixture_lib.Mixture.make(members, context)
+    _rlds_table._load.cache_clear()
+    _files.counts.reset()
+    again = mixture_lib.Mixture.make(members, context)
+    with engine.Stream(again, 8) as stream:
+        next(stream)
+    assert again.fingerprint == first.fingerprint
+    assert _files.counts.bytes < size / 10, "tables are mapped; of the shards, some pictures"
+
+
+@pytest.mark.parametrize("split", ["train[:95%]", "train[1shard]", "train[:6]", "train[6:]"])
+def test_slices_are_other_data(split, folder, context):
+    whole = source_lib.make(context, path=str(folder), holdout=0)
+    part = source_lib.make(context, path=str(folder), holdout=0, split=split)
+    assert part.data_fingerprint != whole.data_fingerprint
+    ids = list(part.episodes.ids)
+    first = list(whole.episodes.ids).index(ids[0])
+    assert ids == list(whole.episodes.ids)[first : first + len(ids)]
+    for index, e in ((0, first), (len(part) - 1, first + len(ids) - 1)):
+        at = index % 7 + 7 * e
+        np.testing.assert_equal(
+            part.sample(index, np.random.default_rng(0)), whole.sample(at, np.random.default_rng(0))
+        )
+
+
+def test_two_splits_that_repeat_each_other_are_refused(fixtures_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv(_index_build.ENVIRONMENT, str(tmp_path))
+    path, row = str(fixtures_dir / "bridge_dataset"), dict(type="oxe", row="bridge")
+    with pytest.raises(plugin.UserError, match="-val.tfrecord.*two episodes.*-train.tfrecord"):
+        source_lib.recorded(path, standardizer=row, split="train+val")
+    table, _ = source_lib.recorded(
+        path, standardizer=row, split="train[:60%] + val", bad_samples="skip"
+    )
+    assert len(table) == 25 and len(table.skipped) == 15

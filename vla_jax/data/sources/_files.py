@@ -78,7 +78,8 @@ class File:
             system, inside = _system(self.path)
             data = system.cat_file(inside, start=offset, end=offset + length) if length else b""
         else:
-            data = _pread(_descriptor(self.path, self.stamp).number, offset, length)
+            held = _descriptor(self.path, self.stamp)  # held, or another thread may close it
+            data = _pread(held.number, offset, length)
         counts.add(len(data))
         return self._whole(data, offset, length)
 

@@ -227,7 +227,7 @@ class Index:
     """The index of a shard in memory, or mapped from a local file; `load` makes it."""
 
     def __init__(self, header: Header, table: pa.Table):
-        self.header = header
+        self.header, self._lists = header, {}
         self.count = table.num_rows
         self._columns = {
             name: table.column(name).chunk(0) if table.num_rows else None
@@ -274,12 +274,21 @@ class Index:
         return all(k in self._columns or f"{k}@offset" in self._columns for k in feature.keys)
 
     def _row(self, column: str, number: int):
-        array = self._columns[column]
-        if not array[number].is_valid:
+        if column not in self._lists:
+            array = self._columns[column]
+            values = array.values
+            binary = pa.types.is_large_binary(values.type)
+            absent = array.is_null().to_numpy(zero_copy_only=False)
+            self._lists[column] = (
+                array.offsets.to_numpy(), values if binary else values.to_numpy(), binary, absent,
+            )  # fmt: skip
+        ends, values, binary, absent = self._lists[column]
+        if absent[number]:
             return None
-        first, last = (array.offsets[number + i].as_py() for i in (0, 1))
-        values = array.values.slice(first, last - first)
-        return values.to_pylist() if pa.types.is_large_binary(values.type) else values.to_numpy()
+        first, last = int(ends[number]), int(ends[number + 1])
+        if binary:
+            return values.slice(first, last - first).to_pylist()
+        return values[first:last]
 
     def _whole(self, key: str, number: int, value):
         once = self._columns.get(key + "@once")

@@ -12,6 +12,7 @@ two unknown sizes (steps/x/value, steps/x/shape).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,7 @@ class Feature:
         """Whether its first axis is the step."""
         return self.name.startswith("steps/")
 
-    @property
+    @functools.cached_property
     def keys(self) -> tuple[str, ...]:
         """Where its values stand in the tf.Example; the first are the values themselves."""
         if self.rank > 1:

@@ -135,6 +135,11 @@ class _Reader:
 class _RangeReader(_Reader):
     """The same of shards whose bytes can be fetched by range; see data/runs.py."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether a fetch goes over a network."""
+        return any(_files.is_url(shard.file.path) for shard in self.shards[:1])
+
     def places(self, view: str, episode: int, rows: Sequence[int]) -> list[tuple[int, int]]:
         """(offset in the shard, length) of each row's image."""
         frames, base = self.table.frames[view], int(self.table.record_offset[episode])

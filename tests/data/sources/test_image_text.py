@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from vla_jax import plugin, types
 from vla_jax.codecs import text_tokenizer
-from vla_jax.data import mixture
+from vla_jax.data import mixture, order
 from vla_jax.data.sources import _files, _tar, collage, image_text
 
 
@@ -335,3 +336,44 @@ def test_broken_samples_give_way_to_the_next_where_they_may(tmp_path, tokenizer)
     none = dict(source=image_text.make(context, path=path, holdout=0, bad_samples="skip"))
     with pytest.raises(plugin.UserError, match="no readable image.*4 samples in a row"):
         mixture.Mixture.make({"web": none}, context)
+
+
+def test_contiguous_access_reads_every_run_once_and_gives_the_same_rows(tmp_path, tokenizer):
+    """By URL: an epoch is a permutation, its bytes are those of the shards, requests are few."""
+    system, sizes = fsspec.filesystem("memory"), []
+    for shard in range(3):
+        path = write(tmp_path / f"{shard}.tar", img2dataset(shard, 20))
+        sizes.append(os.path.getsize(path))
+        with open(path, "rb") as file:
+            system.pipe_file(f"/runs/{shard}.tar", file.read())
+    context = context_of(tokenizer, max_tokens=64)
+    given = dict(path="memory://runs/*.tar", holdout=0.2)
+    how = dict(access="contiguous", num_runs=2, run_bytes=16_000)
+    source = image_text.make(context, **given, **how)
+    stream = mixture.Mixture.make({"web": dict(source=source)}, context)
+    size = len(source)
+    again = pickle.loads(pickle.dumps(source))
+    _files.counts.reset()
+    drawn = [stream.locate(n)[1] for n in range(size)]
+    rows = [stream.sample(n) for n in range(size)]
+    assert sorted(drawn) == list(range(size)) and drawn != sorted(drawn)
+    runs = len(source.runs.bounds) - 1
+    assert runs > 5 and _files.counts.requests <= runs
+    assert _files.counts.bytes <= sum(sizes)
+    alone = image_text.make(context, **given)
+    assert alone.runs is None and alone.fingerprint != source.fingerprint
+    for n in (0, size // 2, size - 1):
+        generator = order.generator(0, "vl", "web", n)
+        expected = alone.sample(drawn[n], generator)
+        for found in (rows[n], again.sample(drawn[n], order.generator(0, "vl", "web", n))):
+            np.testing.assert_array_equal(found["targets"]["text"], expected["targets"]["text"])
+            np.testing.assert_array_equal(
+                found["observation"]["images"]["primary"],
+                expected["observation"]["images"]["primary"],
+            )
+    for change, words in (
+        (dict(access="contiguos"), "did you mean"),
+        (dict(num_runs=0), "num_runs=0"),
+    ):
+        with pytest.raises(plugin.UserError, match=words):
+            image_text.make(context, **given, **how | change)

@@ -37,61 +37,36 @@ TAG = "<image>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How records become samples.
+class Reading(_picture_row.Reading):
+    """How records become samples; see also _picture_row.Reading.
+
+    All that is asked about a picture is held out with it.
 
     Attributes:
-      view: the view that the picture stands for.
-      targets: those of the stream; what the records know nothing about comes masked out.
-      regions: K of the masked-out region targets: as many as the stream's other sources have.
       history: how many earlier turns of the conversation stand before the question.
       unit: what numbers in brackets mean, one of _places.UNITS; None: they are text, and a crop
         would falsify them.
       place: a field of the record that holds a box or point; None: they stand in the answers.
       box: "corners" (left, top, right, bottom) or "size" (left, top, width, height).
-      cut: shorten texts that are longer than the stream's max_tokens instead of raising.
-      crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
-      holdout: share of the pictures, by a hash of their names, that is held out of training, with
-        all that is asked about them.
-      bad_samples: "error", or "skip": a sample whose picture cannot be read, or whose places cannot
-        be, gives way to the next one, and is counted.
       text_only: "error" or "leave_out", for records without a picture.
-      index_dir: where the files' indices are kept, so that only the first start reads them whole.
     """
 
-    view: str = "primary"
-    targets: tuple[str, ...] = ("text",)
-    regions: int = 0
     history: int = 0
     unit: str | None = None
     place: str | None = None
     box: str = "corners"
-    cut: bool = False
-    crop: float = 1.0
-    holdout: float = 0.1
-    bad_samples: str = "error"
     text_only: str = "error"
-    index_dir: str | None = None
 
-    @classmethod
-    def make(cls, where: str, arguments: Mapping) -> Reading:
-        """From a config's arguments, whose names plugin.build has checked; checks their values."""
-        made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
-        _picture_row.check_reading(where, made.crop, made.holdout, made.bad_samples)
-        for name, known in (
-            ("unit", ("None", *_places.UNITS)),
-            ("box", _places.FORMS),
-            ("text_only", ("error", "leave_out")),
-        ):
-            if str(getattr(made, name)) not in known:
-                raise plugin.UserError(
-                    plugin.unknown(f"{where}: {name}", str(getattr(made, name)), known)
-                )
-        if made.place is not None and made.unit is None:
+    def check(self, where: str) -> None:
+        """UserError, beginning with `where`, for a value out of range."""
+        super().check(where)
+        self.one_of(where, "unit", ("None", *_places.UNITS))
+        self.one_of(where, "box", _places.FORMS)
+        self.one_of(where, "text_only", ("error", "leave_out"))
+        if self.place is not None and self.unit is None:
             raise plugin.UserError(
-                f"{where}: place={made.place!r} needs unit, what its numbers mean"
+                f"{where}: place={self.place!r} needs unit, what its numbers mean"
             )
-        return made
 
 
 class Llava:
@@ -105,8 +80,7 @@ class Llava:
         # Unknown names raise here.
         _picture_row.blank_targets(context, reading.targets, reading.regions)
         tokenizer = getattr(context.text_tokenizer, "fingerprint", None)
-        how = dataclasses.replace(reading, index_dir=None)
-        said = (self._size, how, context.train, context.max_tokens, context.window)
+        said = (self._size, reading.described(), context.train, context.max_tokens, context.window)
         digest = hashlib.sha256(repr((*said, context.resize, tokenizer, images)).encode())
         digest.update(np.ascontiguousarray(samples))
         self.fingerprint = digest.hexdigest()[:16]

@@ -115,7 +115,17 @@ class Recorded:
 
         return table, read
 
-    def case(self, *, chunk=4, image_sizes=None, clip=None, mode=None, **settings):
+    def case(
+        self,
+        *,
+        chunk=4,
+        image_sizes=None,
+        clip=None,
+        mode=None,
+        filter=(),
+        noop_threshold=None,
+        **settings,
+    ):
         """As a run would read it."""
         table, read = self.table()
         context = SourceContext(
@@ -123,7 +133,9 @@ class Recorded:
             image_sizes=image_sizes or {}, embodiments=(self.body,),
             action_spaces=self.body.action_spaces,
         )  # fmt: skip
-        reading = robot.Reading(holdout=0.0, language="optional")
+        reading = robot.Reading(
+            holdout=0.0, language="optional", filter=filter, noop_threshold=noop_threshold
+        )
         source = robot.RobotRows(context, table, read, reading)
         own = statistics.compute(
             [source], mode=mode or {"action": "q01_q99", "*": "zscore"}, clip=clip

@@ -2,6 +2,7 @@
 
   vla data inspect runs/demo/demos
   vla data inspect my_lerobot_data --sheet sheet.png      and a contact sheet of its pictures
+  vla data inspect web/000.tar                            tar shards and LLaVA-style JSON, too
 
 The numbers of every episode are read once; a corrupt record is an error. The last line on stdout is
 the same as JSON (with --json, the only one).
@@ -19,7 +20,7 @@ import sys
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     add = parser.add_argument
-    add("path", help="the dataset's folder")
+    add("path", help="the dataset's folder, a tar, or a JSON file")
     add("--json", action="store_true", help="print the JSON alone")
     add("--episodes", type=int, help="read only so many episodes of each split")
     add("--sheet", help="write a contact sheet: a row per episode, a column per time")

@@ -18,7 +18,7 @@ import numpy as np
 from vla_jax import plugin
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import images, recordings, robot
+from vla_jax.data import filters, images, recordings, robot, selection
 
 FOLDER = "data.checks"
 SEVERITIES = ("error", "warning", "note")
@@ -67,10 +67,37 @@ class Case:
     language: str = "required"
     others: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
+    def chosen(self) -> np.ndarray:
+        """The episodes of the split that the run's filters leave, and that have steps: int64."""
+        source = self.source
+        some = np.flatnonzero(source.episodes.lengths > 0)
+        return filters.keep(source.where, source.episodes, some, source.reading.filter)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """The rows of the source's table that `table` consists of: int64."""
+        return selection.rows(self.source.episodes, self.chosen)
+
+    @functools.cached_property
     def table(self) -> episodes_lib.Episodes:
-        """All episodes of the split."""
-        return self.source.episodes
+        """The `chosen` episodes of the split, training and held-out."""
+        whole, chosen, rows = self.source.episodes, self.chosen, self.rows
+        if len(chosen) == len(whole):
+            return whole
+        return dataclasses.replace(
+            whole,
+            ids=tuple(whole.ids[e] for e in chosen.tolist()),
+            start=np.concatenate([[0], np.cumsum(whole.lengths[chosen])]),
+            step=whole.step[rows],
+            action=whole.action[rows],
+            proprio={name: values[rows] for name, values in whole.proprio.items()},
+            language_index=whole.language_index[rows],
+            frames={
+                view: episodes_lib.Frames(offset=f.offset[rows], length=f.length[rows])
+                for view, f in whole.frames.items()
+            },
+        )
 
     @property
     def key(self) -> str:
@@ -135,9 +162,15 @@ class Case:
         """The rows whose next row is one stride on in the same episode: int64."""
         return self.inner[np.diff(self.table.step)[self.inner] == self.stride]
 
+    def read(self, view: str, episode: int, rows) -> list[bytes | np.ndarray]:
+        """Pictures at rows of `table`: a FrameReader."""
+        return self.source.read(
+            view, int(self.chosen[episode]), self.rows[np.asarray(rows)].tolist()
+        )
+
     def picture(self, view: str, episode: int, row: int) -> np.ndarray | None:
         """uint8 [height, width, 3] as recorded, None where there is none; UserError if broken."""
-        (data,) = self.source.read(view, episode, [row])
+        (data,) = self.read(view, episode, [row])
         if not len(data):
             return None
         return images.decode(data) if isinstance(data, bytes) else data

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_jax import plugin
-from vla_jax.data import recordings
+from vla_jax.data import captioned, recordings
 
 SAMPLES = 5
 SPEAKS = ("language", "instruction", "task")  # text fields that hold what was asked
@@ -20,8 +20,11 @@ def summarize(path: str | os.PathLike, limit: int | None = None) -> dict:
     """The data set at `path` as JSON: kind, splits, cameras, fields, ranges, instructions.
 
     Reads the numbers of every episode, of the first `limit` of each split where it is given, and
-    one picture of each camera. A corrupt record raises UserError.
+    one picture of each camera. A corrupt record raises UserError. Of pictures with words (tar
+    shards, LLaVA-style JSON) see captioned.py.
     """
+    if captioned.kind_at(path):
+        return captioned.summarize(path)
     first = recordings.raw(path)
     return {
         "path": str(path),
@@ -46,6 +49,8 @@ def describe(path: str | os.PathLike) -> str:
 
 def text(found: dict) -> str:
     """What `summarize` found, as text."""
+    if "splits" not in found:
+        return captioned.text(found)
     version = f" {found['version']}" if "version" in found else ""
     lines = [f"{found['path']}: {found['kind']} episodes of {found['name']}{version}"]
     for name, split in found["splits"].items():
@@ -78,8 +83,10 @@ def sheet(
     """A contact sheet: below each camera's name a row per episode, a column per time.
 
     Episodes and times are evenly spaced, the first and the last among them. Raises UserError for
-    data without pictures or episodes.
+    data without pictures or episodes. Of pictures with words: rows of so many, evenly spaced.
     """
+    if captioned.kind_at(path):
+        return _captioned_sheet(path, episodes, times)
     source = recordings.raw(path, split)
     cameras = recordings.pictures(source)
     chosen = recordings.evenly(len(source), episodes)
@@ -101,6 +108,24 @@ def sheet(
         for camera in cameras:
             rows[camera].append((title, steps, [_tile(frame) for frame in shown[camera]]))
     return _paint(f"{source.name} · {source.kind}", rows)
+
+
+def _captioned_sheet(path, rows: int, columns: int) -> Image.Image:
+    found = captioned.pictures(path, rows * columns)
+    lines = [found[i : i + columns] for i in range(0, len(found), columns)]
+    return _paint(
+        str(path),
+        {
+            "pictures": [
+                (
+                    " · ".join(said for said, _ in line),
+                    [""] * len(line),
+                    [_tile(p) for _, p in line],
+                )
+                for line in lines
+            ]
+        },
+    )
 
 
 def of_split(source: recordings.Raw, limit: int | None = None) -> dict:

@@ -253,3 +253,18 @@ def test_duplicates():
     val = {"val": recorded.healthy().table()}
     only(recorded.healthy(), "duplicates", "warning", "'val': 8 of 8", others=val)
     assert found(recorded.healthy(), others={"val": recorded.healthy(seed=9).table()}) == {}
+
+
+def test_what_a_filter_leaves_out_is_not_examined():
+    data = recorded.healthy()
+    data.language[2] = ""
+    data.pictures["wrist"][2] = 0
+    data.time[2, 20:] += 0.7  # of the recording: it is said all the same
+    case = data.case(filter="labelled")
+    assert len(case.table) == 7 and "e2" not in case.table.ids
+    assert (case.picture("primary", 2, 80) == data.pictures["primary"][3, 0]).all()
+    only(data, "time", "warning", "1 gaps", filter="labelled")
+    idle = recorded.healthy()
+    idle.action[:, 4:18, :6] = 0
+    settings = dict(noop_threshold=1e-4, filter="length > 5")
+    assert [c for c in found(idle, **settings)] == ["time"], "steps are left out, and that is said"

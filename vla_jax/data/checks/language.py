@@ -14,12 +14,13 @@ def check(case: doctor.Case):
     table = case.table
     missing = table.language_index < 0
     episodes = np.add.reduceat(missing, table.start[:-1]) > 0
-    odd = [text for text in table.language if _odd(text)]
+    used = np.unique(table.language_index[~missing]).tolist()
+    odd = {index: table.language[index] for index in used if _odd(table.language[index])}
     numbers = {
         "steps_without": float(np.mean(missing)),
         "episodes_with_such_steps": int(episodes.sum()),
-        "instructions": len(table.language),
-        "odd": odd[:20],
+        "instructions": len(used),
+        "odd": list(odd.values())[:20],
         "language": case.language,
     }
     findings = []
@@ -40,13 +41,13 @@ def check(case: doctor.Case):
             )
         )
     if odd:
-        used = np.isin(table.language_index, [table.language.index(t) for t in odd])
+        share = np.mean(np.isin(table.language_index, list(odd)))
         findings.append(
             doctor.Finding(
                 severity="warning",
                 message=(
-                    f"{len(odd)} of {len(table.language)} instructions say nothing or are no plain "
-                    f"text, at {doctor.percent(np.mean(used))} of the steps: {odd[:3]}"
+                    f"{len(odd)} of {len(used)} instructions say nothing or are no plain "
+                    f"text, at {doctor.percent(share)} of the steps: {list(odd.values())[:3]}"
                 ),
                 remedy="Name the right text column in the standardizer, or repair the texts.",
             )

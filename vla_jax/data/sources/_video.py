@@ -7,6 +7,7 @@ keeps a few decoders open, each used by one thread at a time; nothing here is ev
 from __future__ import annotations
 
 import bisect
+import collections
 import os
 import threading
 from collections.abc import Sequence
@@ -64,7 +65,9 @@ class _Decoder:
         self._times = sorted(time for time, _ in entries)
         self._keys = sorted(time for time, key in entries if key)
         self._colours = VideoReformatter()
-        self._decoded, self._last, self._pixels = iter(()), None, None
+        # One generator for all seeks: PyAV 18 loses a packet's memory with each that is let go.
+        self._packets, self._ended = self._container.demux(self._stream), False
+        self._decoded, self._last, self._pixels = collections.deque(), None, None
 
     def frames(self, times: Sequence[float], tolerance: float) -> list[np.ndarray]:
         """See the module's `frames`; ValueError where no frame is near enough."""
@@ -80,6 +83,7 @@ class _Decoder:
             if self._pixels is None:
                 picture = self._colours.reformat(self._last, format="rgb24", threads=1)
                 self._pixels = picture.to_ndarray()
+                self._pixels.setflags(write=False)  # it may be given out again
             found[time] = self._pixels
         return [found[time] for time in times]
 
@@ -105,14 +109,21 @@ class _Decoder:
         while True:
             place = max(target - back, start)
             self._container.seek(place, stream=self._stream, backward=True)
-            self._decoded, self._last = self._container.decode(self._stream), None
+            if self._ended:
+                self._packets, self._ended = self._container.demux(self._stream), False
+            self._decoded.clear()
             self._next()
             if place <= start or (self._last is not None and self._last.pts <= max(first, place)):
                 return
             back = max(2 * back, round(1 / self._unit))  # the key frame was shown after it
 
     def _next(self) -> None:
-        self._last, self._pixels = next(self._decoded, None), None
+        while not self._decoded and not self._ended:
+            packet = next(self._packets, None)
+            self._ended = packet is None
+            self._decoded.extend(packet.decode() if packet else ())
+        self._last = self._decoded.popleft() if self._decoded else None
+        self._pixels = None
         if self._last is not None and self._last.is_corrupt:
             raise ValueError(f"the frame at {self._last.time} s is damaged")
 

@@ -18,6 +18,18 @@ from vla_jax.types import SourceContext
 WAYS = ("language", "goal", "both", "none")
 
 
+def check(where: str, episodes: Episodes, rows: np.ndarray) -> None:
+    """UserError unless each of these rows of the table has an instruction."""
+    missing = rows[episodes.language_index[rows] < 0]
+    if len(missing):
+        episode = int(np.searchsorted(episodes.start, missing[0], side="right")) - 1
+        raise plugin.UserError(
+            f"{where}: {len(missing)} of {len(rows)} steps have no instruction (episode "
+            f"{episodes.ids[episode]}); set language='optional' to train without one, or "
+            "filter='labelled' to leave such episodes out"
+        )
+
+
 class Instructions:
     """Piece ids of every instruction and its other wordings, made once.
 

@@ -322,7 +322,7 @@ class RobotRows:
         self._wordings = asked.contents(self.where, reading.paraphrases)
         if self.context.text_tokenizer is not None:
             if reading.language == "required":
-                self._check_language()
+                asked.check(self.where, episodes, self._rows())
             self._instructions = asked.Instructions(self.where, self.context, episodes, reading)
         if reading.goals is not None:
             sizes = self.context.image_sizes
@@ -330,17 +330,6 @@ class RobotRows:
             seen = self._goals.seen(episodes, reading.optional_views)
             self._goal_seen = mapped.shared(seen)
         self._ways = asked.ways(self.where, reading.asked, self._goals is not None)
-
-    def _check_language(self) -> None:
-        episodes, rows = self.episodes, self._rows()
-        missing = rows[episodes.language_index[rows] < 0]
-        if len(missing):
-            episode = int(np.searchsorted(episodes.start, missing[0], side="right")) - 1
-            raise plugin.UserError(
-                f"{self.where}: {len(missing)} of {len(rows)} steps have no instruction ("
-                f"episode {episodes.ids[episode]}); set language='optional' to train without one, "
-                "or filter='labelled' to leave such episodes out"
-            )
 
     def _set_normalizer(self) -> None:
         normalizer, key = self.context.normalizer, self.dataset_key

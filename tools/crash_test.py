@@ -9,7 +9,7 @@ train_step or of a save, at times drawn from `--seed`. After each kill every arr
 are left is read. Then the run is resumed on the same 2 x 4, where every loss must equal the
 undisturbed run's bit for bit; after every other kill also, from a copy, on 1 x 2, where losses may
 differ by 1e-5 of their size within 50 train_steps. WORKDIR/{undisturbed,killed,elastic}.jsonl hold
-a line per train_step and attempt: its loss (also as hexadecimal float), its rows with a hash of each.
+a line per train_step and attempt: its loss (also as hexadecimal float), its rows, each hashed.
 
 `--kill-host` stops a process and its watcher, as a host without power: nothing closes, nothing is
 sent. It measures how long the other one takes to name it and to end, for each of the two.

@@ -64,7 +64,7 @@ def test_statistics(tables, golden, field):
     parts = [t.action if field == "action" else t.proprio["ee"] for t in tables]
     values = np.concatenate(parts)
     # Octo counts every step once, whatever chunks it stands in.
-    got = statistics.moments(values, np.ones(len(values), np.int64))
+    got = statistics.moments([statistics.Column.whole(values)])
     assert got.count == golden[1]["num_transitions"] == 450
     assert sum(len(t) for t in tables) == golden[1]["num_trajectories"] == 50
     for ours, theirs in NAMES.items():

@@ -61,19 +61,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Derives the config, trains, replays; prints tables and one JSON line."""
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
+    from vla_jax.parallel import processes
+
+    with processes.together():
+        return finetune(arguments)
+
+
+def finetune(arguments: argparse.Namespace) -> int:
+    """The exit code, in one of the processes."""
     from vla_jax import plugin
     from vla_jax.cli import train
     from vla_jax.evals import pictures
     from vla_jax.models import contract
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble, finetune
+    from vla_jax.train import assemble
+    from vla_jax.train import finetune as derive
 
-    processes.initialize()
-    fields = {field.name for field in dataclasses.fields(finetune.Request)}
+    fields = {field.name for field in dataclasses.fields(derive.Request)}
     given = {name: value for name, value in vars(arguments).items() if name in fields}
     if arguments.views is not None:
         given["views"] = tuple(filter(None, arguments.views.split(",")))
-    prepared = finetune.prepare(finetune.Request(**given), arguments.overrides)
+    prepared = derive.prepare(derive.Request(**given), arguments.overrides)
     config = prepared.config
     if arguments.dry_run:
         print(config_lib.to_json(config))

@@ -4,7 +4,8 @@ vla train --config configs/debug.py:data=../shared/fixtures/bridge_dataset --wor
 vla train --config configs/debug.py --dry-run          the resolved config, the data, the parameters
 vla train --config configs/debug.py --config.steps=20  any setting, by its path
 
-Ctrl-C and SIGTERM save before they stop; the exit code is 75 then: the same command goes on.
+Ctrl-C and SIGTERM save before they stop; the exit code is 75 then: the same command goes on. When
+one of several processes is gone, the others name it and end with exit code 76.
 """
 
 from __future__ import annotations
@@ -41,13 +42,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Assembles the run and trains, or prints what it would be."""
     config = config_lib.load(arguments.config, arguments.overrides)
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
+    from vla_jax.parallel import processes
+
+    with processes.together():
+        return train(config, arguments)
+
+
+def train(config: config_lib.TrainConfig, arguments: argparse.Namespace) -> int:
+    """The exit code of the run, in one of its processes."""
     import jax
 
     from vla_jax.evals import pictures
     from vla_jax.parallel import processes
     from vla_jax.train import assemble, determinism
 
-    processes.initialize()
     if arguments.debug_nans:
         jax.config.update("jax_debug_nans", True)
     assembly = assemble.assemble(config, arguments.workdir)

@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, types
-from vla_jax.parallel import arrays
+from vla_jax.parallel import arrays, processes
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import accounting, start
+from vla_jax.train import accounting, lock, start
 from vla_jax.train import checkpoint as checkpoints
 from vla_jax.train import hooks as hooks_lib
 from vla_jax.train import log as logs
@@ -91,8 +91,10 @@ def run(
         logs.writer_modules(config.writers)  # all that a user can cause is raised before `ready`
 
         # ----------------------------------------------------------- state: resumed, or made anew
+        stack.enter_context(lock.hold(workdir))
         saver = checkpoints.Checkpoints(workdir, config, assets)
         stack.callback(saver.close)
+        stack.push(processes.note_error)  # `close` waits for all, and one may have failed alone
         n = dict.fromkeys(streams, 0)
         clock = time.perf_counter()
         if saver.latest() is not None:

@@ -94,7 +94,7 @@ def test_filtered_episodes_are_counted_and_leave_statistics(folder, context):
     )
     assert whole.summary()["episodes"] == 12 and "filtered" not in whole.summary()
     assert some.summary()["episodes"] == 6 and some.summary()["filtered"] == 6
-    assert len(some.statistics_columns()["action"].rows) == 6 * 7
+    assert some.statistics_columns()["action"].rows == 6 * 7
     assert some.summary()["filtered"] == 6, "asking for statistics changes no count"
     assert some.data_fingerprint != whole.data_fingerprint
 

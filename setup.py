@@ -14,6 +14,7 @@ CORE = [
     "datasketches>=5.2,<6",
     "einops>=0.8",
     "etils[epath,epy]>=1.12",
+    "filelock>=3.12",
     "flax>=0.12.8,<0.13",
     "fsspec>=2025.3",
     "google-crc32c>=1.5",

@@ -8,9 +8,13 @@ imported only when it is asked for, so that ``vla --help`` answers at once. A mi
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import importlib
+import os
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from vla_jax import plugin
 
@@ -33,6 +37,8 @@ VERBS = {
     "report": ("report", "builds the self-contained HTML report and the JSON of a run"),
     "smoke": ("smoke", "shrinks a config, trains 2 + 2 steps on one device and on a fake mesh"),
 }
+
+COMPILED = 8 * 2**30  # bytes of compiled programs that are kept
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
@@ -80,8 +86,37 @@ def _run(verb: str, argv: list[str]) -> int:
             print(f"vla {verb}: takes no settings, got {settings[0]}", file=sys.stderr)
             return 2
         arguments.overrides += settings
+    keep_compiled(os.environ)
     try:
         return arguments.run(arguments) or 0
     except plugin.UserError as error:
         print(f"vla {verb}: {error}", file=sys.stderr)
         return 2
+
+
+def keep_compiled(environment: MutableMapping[str, str]) -> None:
+    """Lets jax keep compiled programs, so that the same run begins at once the next time.
+
+    In $JAX_COMPILATION_CACHE_DIR, or else below the user's cache folder: of this kind of CPU alone,
+    for whose instructions they were made, where homes are shared. The bound on its size makes jax
+    take a lock, so that processes share it. Variables that are set stay as they are.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in environment:
+        return
+    home = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(home, "vla_jax", f"compiled-{_cpu()}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written: every start compiles
+    environment["JAX_COMPILATION_CACHE_DIR"] = folder
+    environment.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED))
+
+
+def _cpu() -> str:
+    """A short name of this machine's instruction set."""
+    flags = platform.machine()
+    with contextlib.suppress(OSError):
+        with open("/proc/cpuinfo") as file:
+            flags += next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return hashlib.blake2b(flags.encode(), digest_size=4).hexdigest()

@@ -302,7 +302,7 @@ def test_broken_episodes_are_left_out_where_the_config_allows_it(whole, tmp_path
 
 
 def test_byte_runs_are_refused(whole, context):
-    with pytest.raises(UserError, match="access='contiguous': the frames .* found by time"):
+    with pytest.raises(UserError, match="access='contiguous': .* found by time"):
         lerobot.make(context, path=whole, access="contiguous", **ROWS)
 
 

@@ -62,8 +62,8 @@ def make(
     made = robot.Reading.make(reading)
     if made.access != "random":
         raise plugin.UserError(
-            f"{path}: access={made.access!r}: the frames of a LeRobot data set are found by time, not "
-            "by byte; access='random' (with cache=… where the data are far away)"
+            f"{path}: access={made.access!r}: a LeRobot data set's frames are found by time, not "
+            "by byte; expected 'random' (with cache=… where the data are far away)"
         )
     table, read = recorded(
         path,

@@ -301,6 +301,11 @@ def test_broken_episodes_are_left_out_where_the_config_allows_it(whole, tmp_path
         lerobot.make(context, path=str(path), bad_samples="never", **ROWS)
 
 
+def test_byte_runs_are_refused(whole, context):
+    with pytest.raises(UserError, match="access='contiguous': .* found by time"):
+        lerobot.make(context, path=whole, access="contiguous", **ROWS)
+
+
 def test_the_table_is_kept_until_something_changes(whole, tmp_path, context, monkeypatch):
     monkeypatch.delenv("VLA_JAX_INDEX_DIR", raising=False)
     path = tmp_path / "set"

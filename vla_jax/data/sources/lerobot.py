@@ -60,6 +60,11 @@ def make(
         do not fit the standardizer, embodiment or action space; a number that is not finite.
     """
     made = robot.Reading.make(reading)
+    if made.access != "random":
+        raise plugin.UserError(
+            f"{path}: access={made.access!r}: a LeRobot data set's frames are found by time, not "
+            "by byte; expected 'random' (with cache=… where the data are far away)"
+        )
     table, read = recorded(
         path,
         standardizer=standardizer,

@@ -84,6 +84,17 @@ def test_a_wrong_unit_and_a_flipped_axis():
     only(data, "reference", "error", "dims [1] move against")
 
 
+def test_what_a_data_set_does_not_state_is_judged_more_mildly():
+    unstated = dict(unit="unstated", frame="unstated", scale=1.0)
+    data = dataclasses.replace(recorded.healthy(), body=with_group("xyz", **unstated))
+    only(data, "reference", "note", "0.0079", "times as far")
+    data.action[..., 1] *= -1
+    only(data, "reference", "warning", "dims [1] move against")
+    tool = dataclasses.replace(recorded.healthy(), body=with_group("xyz", frame="tool"))
+    numbers = doctor.examine(tool.case())["numbers"]["reference"]["xyz"]
+    assert numbers == {"not_judged": "deltas in the frame 'tool' are not compared"}
+
+
 def test_actions_of_another_episode():
     data = recorded.healthy()
     data.action[..., :6] = data.action[::-1, :, :6]

@@ -26,6 +26,7 @@ GAIN_LOW, GAIN_HIGH = 0.1, 3.0  # displacement per commanded delta, lag and all
 NEAR = 0.8  # of the best fit: another run of numbers may be the one that is meant
 ROWS = 30  # fewer steps of motion say nothing
 ANGLES = ("euler", "rotvec")
+UNSTATED = "unstated"  # units and frames that a data set does not document: judged all the same
 NAMES = {
     "absolute": "absolute targets",
     "reached_delta": "next-state deltas (the measured displacement itself)",
@@ -86,7 +87,7 @@ def _not_judged(group) -> str | None:
         return "velocities are not compared"
     if group.quantity == "rotation" and not (group.rotation or "").startswith(ANGLES):
         return f"rotations as {group.rotation} are not compared"
-    if group.frame != "base" and group.representation == "delta":
+    if group.frame not in ("base", UNSTATED) and group.representation == "delta":
         return f"deltas in the frame {group.frame!r} are not compared"
     return None if group.size > 1 else "one number matches any reading too easily"
 
@@ -166,54 +167,45 @@ def _wrap(angle: np.ndarray) -> np.ndarray:
 
 
 def _judge(group, fit: Fit) -> list[doctor.Finding]:
+    """What speaks against the action space's description of a group; at most one finding."""
     shares = {name: getattr(fit, name) for name in NAMES}
     fits = ", ".join(f"{n} {s:.2f}" if s > 0 else f"{n} none" for n, s in shares.items())
     told = f"action {group.name} against {fit.reading}: R² of {fits}"
-    verdict, declared = fit.verdict, group.representation
+    verdict, absolute = fit.verdict, group.representation == "absolute"
     flipped = [i for i, sign in enumerate(fit.signs) if sign < -GOOD]
-    if flipped and declared == "delta" and fit.absolute < GOOD:
-        return [_wrong(f"{told}; dims {flipped} move against their actions", "Correct the frame "
-                "or the sign of these dims in the standardizer.")]  # fmt: skip
-    if verdict is None:
-        return [
-            doctor.Finding(
-                severity="warning",
-                message=f"{told}: the actions explain no measured motion",
-                remedy="Check that actions and readings belong together, and their order in time.",
-            )
-        ]
-    if (verdict == "absolute") != (declared == "absolute"):
-        return [
-            _wrong(
-                f"{told}: these are {NAMES[verdict]}, the action space says {declared}",
-                "Correct representation and reference in the action space, or convert the column.",
-            )
-        ]
-    if verdict == "reached_delta" and group.label != "reached":
-        return [
-            doctor.Finding(
-                severity="warning",
-                message=f"{told}: these are {NAMES[verdict]}, the action space says {group.label}",
-                remedy="Set label='reached', or take the column with the commands if there is one.",
-            )
-        ]
-    if verdict == "commanded_delta" and group.label == "reached":
-        return [
-            doctor.Finding(
-                severity="warning",
-                message=f"{told}: these are {NAMES[verdict]}, the action space says reached",
-                remedy="Set label='commanded'.",
-            )
-        ]
-    if verdict == "commanded_delta" and not GAIN_LOW <= fit.gain <= GAIN_HIGH:
-        return [
-            _wrong(
-                f"{told}; the robot moves {fit.gain:.3g} times as far as the actions say",
-                "Correct unit and scale of the group, or of the reading, in the embodiment's file.",
-            )
-        ]
-    return []
-
-
-def _wrong(message: str, remedy: str) -> doctor.Finding:
-    return doctor.Finding(severity="error", message=message, remedy=remedy)
+    these = f"{told}: these are {NAMES.get(verdict, '')}, the action space says"
+    if flipped and not absolute and fit.absolute < GOOD:
+        found = (
+            "error" if group.frame == "base" else "warning",
+            f"{told}; dims {flipped} move against their actions",
+            "Correct the frame, or the sign of these dims in the standardizer.",
+        )
+    elif verdict is None:
+        found = (
+            "warning",
+            f"{told}: the actions explain no measured motion",
+            "Check that actions and readings belong together, and their order in time.",
+        )
+    elif (verdict == "absolute") != absolute:
+        found = (
+            "error",
+            f"{these} {group.representation}",
+            "Correct representation and reference in the action space, or convert the column.",
+        )
+    elif verdict == "reached_delta" and group.label != "reached":
+        found = (
+            "warning",
+            f"{these} {group.label}",
+            "Set label='reached', or take the column with the commands if there is one.",
+        )
+    elif verdict == "commanded_delta" and group.label == "reached":
+        found = ("warning", f"{these} reached", "Set label='commanded'.")
+    elif verdict == "commanded_delta" and not GAIN_LOW <= fit.gain <= GAIN_HIGH:
+        found = (
+            "note" if group.unit == UNSTATED else "error",
+            f"{told}; the robot moves {fit.gain:.3g} times as far as the actions say",
+            "Correct unit and scale of the group, or of the reading, in the embodiment's file.",
+        )
+    else:
+        return []
+    return [doctor.Finding(severity=found[0], message=found[1], remedy=found[2])]

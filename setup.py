@@ -9,6 +9,7 @@ README = pathlib.Path(__file__).with_name("README.md")
 CORE = [
     "absl-py>=2.1",
     "array-record>=0.8.3",
+    "av>=18",
     "chex>=0.1.90",
     "datasketches>=5.2,<6",
     "einops>=0.8",

@@ -44,6 +44,7 @@ FENCES = {
     "wandb": ("train/writers/",),
     "tensorboardX": ("train/writers/",),
     "mlflow": ("train/writers/",),
+    "av": ("data/sources/", "data/writers/"),
 }
 # Data workers and robot clients stay light: neither jax nor a file that imports it.
 LIGHT = ("types.py", "plugin.py", "config.py", "schema.py", "embodiments/", "codecs/", "data/")

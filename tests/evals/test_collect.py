@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from vla_jax import plugin
+from vla_jax.data.sources import lerobot as lerobot_source
 from vla_jax.data.sources import rlds as rlds_source
 from vla_jax.envs import cards
 from vla_jax.evals import collect
@@ -96,3 +97,18 @@ def test_bad_arguments(tmp_path):
         with pytest.raises(UserError, match=message):
             collect.collect(str(tmp_path / "out"), **{**arguments, **changes})
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_collected_as_lerobot(tmp_path):
+    out = tmp_path / "videos"
+    done = collect.collect(
+        str(out), names="ab", others="cdef", pictures=pictures(), episodes=2, seed=1, workers=0,
+        image_size=48, format="lerobot", progress=False,
+    )  # fmt: skip
+    assert done["episodes"] == 2 and done["frames"] == done["steps"]
+    table, read = lerobot_source.recorded(str(out))
+    assert table.ids == tuple(f"cards-1-{i:06d}" for i in range(2))
+    assert len(table.action) == done["steps"] and np.isfinite(table.cameras["primary"]).all()
+    (picture,) = read("primary", 1, [len(table.action) - 1])
+    assert picture.shape == (48, 48, 3) and picture.std() > 10

@@ -11,7 +11,7 @@ pytest.importorskip("mujoco")
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
-from vla_jax.data.sources import _emoji
+from vla_jax.data.sources import _emoji, lerobot
 from vla_jax.envs import cards
 from vla_jax.evals import _worker, rollouts
 
@@ -118,6 +118,21 @@ def test_expert_over_two_processes(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         *("episodes.jsonl", "eval.json", "pointing.json", "rollouts.npz")
     ]
+
+
+def test_episodes_are_kept_as_a_data_set(tmp_path):
+    arms = dict(expert=dict(policy="expert", sets=dict(A=2)))
+    rollouts.evaluate(parse(arms, workers=1, keep="lerobot"), tmp_path / "out", progress=False)
+    lines = (tmp_path / "out/episodes.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    table, read = lerobot.recorded(str(tmp_path / "out/episodes"))
+    assert table.lengths.tolist() == [record["steps"] for record in records]
+    assert table.ids == tuple(f"expert-A-{record['seed']}" for record in records)
+    assert set(table.language) == {f"touch the {record['target']}" for record in records}
+    assert np.abs(table.action).max() <= 1 and len(np.unique(table.proprio["hand"], axis=0)) > 30
+    assert read("primary", 1, [int(table.start[1])])[0].shape == (96, 96, 3)
+    with pytest.raises(plugin.UserError, match="exists and is not empty"):
+        rollouts.evaluate(parse(arms, workers=1, keep="lerobot"), tmp_path / "out")
 
 
 def test_a_random_policy_is_queried_every_fourth_tick(player, policy):

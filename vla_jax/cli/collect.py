@@ -1,7 +1,8 @@
-"""Writes demonstrations of the scripted expert on the card scene as an RLDS dataset.
+"""Writes demonstrations of the scripted expert on the card scene as RLDS or LeRobot v3.0.
 
   vla data collect --out runs/demo/demos --split 0 --names a --episodes 1000 --seed 0
   vla data collect --out demos --embodiment sawyer_cards_xyz --episodes 20   two views, 3 numbers
+  vla data collect --out demos --episodes 20 --format lerobot                videos, every step
 
 The last line on stdout says as JSON what was written.
 """
@@ -28,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embodiment", default="sawyer_cards", help="a file of embodiments/")
     parser.add_argument("--archive", default="google", help="the artist of the cards")
     parser.add_argument("--image-size", type=int, default=96, help="pixels")
+    parser.add_argument("--format", default="rlds", help="a file of data/writers/: rlds, lerobot")
     parser.add_argument("--workers", type=int, default=2, help="processes; 0: in this one")
 
 
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         env=arguments.env,
         embodiment=arguments.embodiment,
         image_size=arguments.image_size,
+        format=arguments.format,
         workers=arguments.workers,
     )
     print(json.dumps(counts | {"out": arguments.out}))

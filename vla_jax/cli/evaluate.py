@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--sets", default="A=20,B=20", help="SET=EPISODES,… of A, B, C, B_among_A")
     one.add_argument("--split", type=int, default=0, help="deals the names into A, B and C")
     one.add_argument("--workers", type=int, default=2, help="processes")
+    one.add_argument("--keep", help="write every episode as a data set: lerobot or rlds")
     one.add_argument("--record", type=int, default=0, help="episodes of the first set to film")
     parser.set_defaults(overrides=[])  # ``--config.a.b=c``, gathered by main
 
@@ -72,6 +73,7 @@ def quick(arguments: argparse.Namespace, sets: dict) -> dict:
         seed_base=0,  # rollouts.DEV_SEEDS
         workers=arguments.workers,
         record=arguments.record,
+        keep=arguments.keep,
         record_arm=arm,
         record_set=next(iter(episodes)),
     )

@@ -18,7 +18,7 @@ VERBS = {
     "train": ("train", "trains what a config describes; resumes when its folder has a checkpoint"),
     "finetune": ("finetune", "fine-tunes a checkpoint to a robot and its data"),
     "eval": ("evaluate", "runs a checkpoint in closed loop and writes every episode"),
-    "data collect": ("collect", "writes demonstrations of a scripted expert as an RLDS dataset"),
+    "data collect": ("collect", "writes demonstrations of a scripted expert, as RLDS or LeRobot"),
     "data inspect": ("inspect", "says what a dataset holds"),
     "data index": ("index", "makes the index that RLDS data are read through"),
     "data stats": ("stats", "computes a config's statistics and writes them to a file"),

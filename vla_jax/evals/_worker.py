@@ -33,6 +33,7 @@ class Job:
     seed: int
     target: str
     cards: tuple[str, ...]
+    number: int = 0  # its place among all jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Scene:
     env: Mapping[str, Any]  # the environment's plug-in: its type and arguments
     view: str  # where policies point, and what the films show
     execute_steps: int
+    keep: tuple[str, str] | None = None  # a file of data/writers/, the spool of its data set
 
 
 def start(scene: Scene) -> None:
@@ -93,9 +95,12 @@ class Player:
         env, actor = self.env, self._actor(job)
         film = self._film(job) if job.kind == "film" else None
         env.reset(job.seed, job.target, job.cards, render=False)
+        kept = _Kept(env) if self.scene.keep and job.kind == "act" else None
         pointed = None
         while not env.info["done"]:
             action = actor.act()
+            if kept:
+                kept.take(action)
             if env.info["steps"] == 0 and actor.point is not None:
                 pointed = self.nearest(actor.point)
             if film:
@@ -115,6 +120,9 @@ class Player:
             "steps": int(info["steps"]),
         }
         answer: dict = {"record": record}
+        if kept:
+            writer, spool = self.scene.keep
+            plugin.module("data.writers", writer).spool(spool, job.number, [kept.finish(record)])
         if pointed is not None:
             right = pointed == job.target
             answer["pointing"] = [("scenes", job.arm, job.set, right, 1)]
@@ -253,6 +261,40 @@ class _Chunks:
             if "probs" in answer and name in answer:
                 return np.asarray(answer[name][0], np.float32)
         return None
+
+
+class _Kept:
+    """An episode as data sets have it: what was sensed and done at every step."""
+
+    def __init__(self, env):
+        self._env, self._seen, self._actions = env, [], []
+
+    def take(self, action: np.ndarray) -> None:
+        """One step, before it is done."""
+        self._seen.append(self._env.observe())
+        self._actions.append(np.asarray(action, np.float32))
+
+    def finish(self, record: Mapping) -> dict:
+        """The episode in the form of data/writers/rlds.py."""
+        env = self._env
+        named = {k: record[k] for k in ("set", "arm", "seed", "target", "success")}
+        return {
+            "action": np.stack(self._actions),
+            "images": {v: [seen["images"][v] for seen in self._seen] for v in env.views},
+            "proprio": {
+                group: np.stack([seen["proprio"][group] for seen in self._seen])
+                for group in self._seen[0]["proprio"]
+            },
+            "instruction": env.instruction,
+            "metadata": named
+            | {
+                "episode_id": f"{record['arm']}-{record['set']}-{record['seed']}",
+                "embodiment": env.embodiment.name,
+                "action_space": env.action_space.name,
+                "control_hz": env.action_space.control_hz,
+                "camera": {view: env.camera_matrix(view) for view in env.views},
+            },
+        }
 
 
 class _Film:

@@ -1,4 +1,4 @@
-"""Demonstrations of an environment's scripted expert, written as RLDS (cards.md §1).
+"""Demonstrations of an environment's scripted expert, as RLDS or LeRobot v3.0 (cards.md §1).
 
 Every second episode is shaken (AR(1) noise and shoves until step 70); the labels stay the clean
 expert's. Action and proprio stand at every step, pictures at every `stride`-th. Episode i is a
@@ -19,13 +19,13 @@ import rich.console
 import rich.progress
 
 from vla_jax import plugin
-from vla_jax.data.writers import rlds
 from vla_jax.plugin import UserError
 
 SCENES = 1_000_000  # scene seeds per collect seed; smaller seeds belong to evaluation
 MAX_EPISODES = 100_000  # so that another attempt at an episode has a scene of its own
 MAX_ATTEMPTS = 5
 MAX_STEPS = 250
+STRIDES = {"rlds": 4, "lerobot": 1}  # file of data/writers/ -> steps from picture to picture
 CHUNK = 20  # episodes per task of a worker
 
 _env = None  # the worker process's environment: one OpenGL context per process
@@ -41,6 +41,7 @@ class Recipe:
     stride: int
     noise: float
     env: str
+    format: str = "rlds"
 
 
 def collect(
@@ -52,21 +53,25 @@ def collect(
     episodes: int = 1000,
     seed: int = 0,
     workers: int = 2,
-    stride: int = 4,
+    stride: int | None = None,
     noise: float = 0.5,
     env: str = "cards",
     embodiment: str = "sawyer_cards",
     image_size: int = 96,
+    format: str = "rlds",
     progress: bool = True,
 ) -> dict:
     """Writes `episodes` demonstrations of "touch the {name}" to `out` and returns what was done.
 
     `names` are the targets, `others` (default: `names`) the distractors, `pictures` name -> uint8
     [64, 64, 4]; `noise` is the fraction of shaken episodes (0.5: every second), `workers=0` stays
-    in this process. An episode in which the expert fails is drawn again from another scene, and
-    counted. Returns {"episodes", "steps", "frames", "redrawn", "seconds"}. Raises UserError on bad
-    arguments and when `out` is not empty.
+    in this process. `format` is a file of data/writers/, `stride=None` what STRIDES says of it (a
+    LeRobot set has a picture at every step). An episode in which the expert fails is drawn again
+    from another scene, and counted. Returns {"episodes", "steps", "frames", "redrawn", "seconds"}.
+    Raises UserError on bad arguments and when `out` is not empty.
     """
+    writers = plugin.module("data.writers", format)
+    stride = STRIDES.get(format, 1) if stride is None else stride
     if not 0 < episodes <= MAX_EPISODES or stride < 1 or not 0.0 <= noise <= 1.0:
         raise UserError(
             f"collect: episodes={episodes}, stride={stride}, noise={noise}: expected "
@@ -75,18 +80,18 @@ def collect(
     missing = sorted({*names, *(others or ())} - set(pictures))
     if missing:
         raise UserError(f"collect: no pictures of {missing}")
-    recipe = Recipe(tuple(names), tuple(others or names), seed, stride, noise, env)
+    recipe = Recipe(tuple(names), tuple(others or names), seed, stride, noise, env, format)
     used = {name: pictures[name] for name in sorted({*recipe.names, *recipe.others})}
     ranges = [(i, range(i, min(i + CHUNK, episodes))) for i in range(0, episodes, CHUNK)]
     start = time.monotonic()
     totals = {"episodes": 0, "steps": 0, "frames": 0, "redrawn": 0}
-    with rlds.Writer(out) as writer, _bar(progress) as bar:
+    with writers.Writer(out) as writer, _bar(progress) as bar:
         task = bar.add_task("demonstrations", total=episodes)
         arguments = [(recipe, str(writer.spool), index // CHUNK, ids) for index, ids in ranges]
         for counts in _run(arguments, workers, (env, used, embodiment, image_size)):
             totals = {key: totals[key] + counts[key] for key in totals}
             bar.advance(task, counts["episodes"])
-        bar.update(task, description="writing RLDS")
+        bar.update(task, description=f"writing {format}")
         writer.finish()
     return {**totals, "seconds": round(time.monotonic() - start, 1)}
 
@@ -129,7 +134,7 @@ def _chunk(recipe: Recipe, spool: str, index: int, ids: range) -> dict:
         episode, attempts = _episode(_env, recipe, i)
         done.append(episode)
         redrawn += attempts
-    rlds.spool(spool, index, done)
+    plugin.module("data.writers", recipe.format).spool(spool, index, done)
     frames = sum(p is not None for e in done for view in e["images"].values() for p in view)
     steps = sum(len(e["action"]) for e in done)
     return {"episodes": len(done), "steps": steps, "frames": frames, "redrawn": redrawn}
@@ -142,7 +147,7 @@ def _episode(env, recipe: Recipe, i: int) -> tuple[dict, int]:
     for attempt in range(MAX_ATTEMPTS):
         scene = (recipe.seed + 1) * SCENES + attempt * MAX_EPISODES + i
         target, names = draw(scene, recipe.names, recipe.others)
-        rollout = _demonstrate(env, scene, target, names, noisy, recipe.stride)
+        rollout = _demonstrate(env, scene, target, names, noisy, recipe)
         if rollout is None:
             continue
         metadata = {
@@ -165,8 +170,9 @@ def _episode(env, recipe: Recipe, i: int) -> tuple[dict, int]:
     )
 
 
-def _demonstrate(env, scene: int, target: str, names, noisy: bool, stride: int) -> dict | None:
+def _demonstrate(env, scene: int, target: str, names, noisy: bool, recipe: Recipe) -> dict | None:
     """One rollout of the expert in the writer's form; None when it misses the right card."""
+    encode, stride = plugin.module("data.writers", recipe.format).encode, recipe.stride
     rng = np.random.Generator(np.random.Philox(key=np.array([scene, 3], np.uint64)))
     disturbance = env.disturbance(rng)
     observation = env.reset(scene, target, names)
@@ -178,7 +184,7 @@ def _demonstrate(env, scene: int, target: str, names, noisy: bool, stride: int) 
         hands.append(observation["proprio"]["hand"])
         for view, pictures in images.items():
             taken = step % stride == 0
-            pictures.append(rlds.encode(observation["images"][view]) if taken else None)
+            pictures.append(encode(observation["images"][view]) if taken else None)
         if left is None and env.expert_reached():
             left = env.expert_stay
         if left == 0:

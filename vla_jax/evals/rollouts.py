@@ -12,6 +12,7 @@ What `evaluate` leaves in a folder, all of it or nothing:
     pointing.json   how often the first pointing answer lies nearest to the named card
     rollouts.npz    a few episodes run again with pictures (only when `record` asks for them)
     eval.json       the config, the seeds and the versions
+    episodes/       every acted episode as a data set (only when `keep` names its format)
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class EvalConfig:
     record: int = 0  # episodes of record_arm on record_set that are run again with pictures
     record_arm: str = "cofinetuned"
     record_set: str = "B"
+    keep: str | None = None  # a file of data/writers/: "lerobot", "rlds"
 
 
 def evaluate(config: EvalConfig, out: str | os.PathLike, *, progress: bool = True) -> dict:
@@ -116,11 +118,19 @@ def evaluate(config: EvalConfig, out: str | os.PathLike, *, progress: bool = Tru
         view=config.view,
         execute_steps=config.execute_steps,
     )
-    with _pool(config.workers, scene) as pool:
+    with contextlib.ExitStack() as stack:
+        kept = None
+        if config.keep:
+            module = plugin.module("data.writers", config.keep)
+            kept = stack.enter_context(module.Writer(pathlib.Path(out) / "episodes"))
+            scene = dataclasses.replace(scene, keep=(config.keep, str(kept.spool)))
+        pool = stack.enter_context(_pool(config.workers, scene))
         done = run(pool, jobs, "episodes", progress)
         records = [answer["record"] for answer in done if answer.get("record")]
         chosen = choose(records, config) if config.record else []
         films = run(pool, chosen, "pictures", progress)
+        if kept is not None:
+            kept.finish()
     pointing = _pointing(done)
     summary = tally(records) | {"pointing": pointing, "episodes": len(records)}
     summary["seconds"] = round(time.monotonic() - start, 1)
@@ -207,7 +217,7 @@ def plan(config: EvalConfig, names: _emoji.Names) -> list[_worker.Job]:
                 jobs.append(_worker.Job(kind, name, arm, seed, target, laid))
         if arm_config.collages:
             jobs.append(_worker.Job("collages", "", arm, config.seed_base, "", ()))
-    return jobs
+    return [dataclasses.replace(job, number=i) for i, job in enumerate(jobs)]
 
 
 def run(pool, jobs: Sequence[_worker.Job], what: str, progress: bool = True) -> list[dict]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data import conftest as tiny
+from tests.data.sources import lerobot_sets
 from tests.data.sources import test_image_text as pictures
 from vla_jax import plugin, types
 from vla_jax.codecs import text_tokenizer
@@ -29,6 +30,7 @@ for name in test_contract.NAMES:
 def write(root) -> None:
     """The smallest data that the sources can read, below `root`."""
     tiny.write_folder(root / "arm_data" / "1.0.0", [tiny.episode(i) for i in range(4)])
+    lerobot_sets.write_v21(root / "lerobot")
     members = {}
     for i in range(12):
         members[f"{i}.png"], members[f"{i}.txt"] = pictures.png((20 * i, 0, 0)), b"a red square"
@@ -51,6 +53,12 @@ def given(name: str, root) -> dict:
         "collage": dict(archives=("twemoji",)),
         "llava": dict(path=f"{root}/asked.json", images=str(root), holdout=0.5, unit="fraction"),
         "image_text": dict(path=f"{root}/pictures.tar", holdout=0.5),
+        "lerobot": dict(
+            path=f"{root}/lerobot",
+            standardizer=lerobot_sets.STANDARDIZER,
+            holdout=0.5,
+            augment=dict(color=0.2),
+        ),
         "rlds": dict(path=f"{root}/arm_data", holdout=0.5, augment=dict(color=0.2)),
     }[name]
 

@@ -62,12 +62,12 @@ def open_table(
     standardizer = plugin.build("data.standardizers", spec, SourceContext(name=where, stream=""))
     pieces = folder.pieces(split)
     shards = _index_build.shards(folder, {p.path: p.count for p in pieces}, index_dir)
-    kept = {"path": folder.path, "split": split, "bad_samples": bad_samples}
-    kept |= {"spec": spec, "row": described(standardizer), "code": code(standardizer)}
-    kept["pieces"] = [dataclasses.astuple(p) for p in pieces]
-    kept["shards"] = [[s.path, s.stamp.size, s.stamp.version] for s in shards]
-    kept["features"] = _index.Header.of(folder, "", shards[0].stamp, 0).features
-    told = json.dumps(kept, sort_keys=True, default=repr).encode()
+    of = {"path": folder.path, "split": split, "bad_samples": bad_samples}
+    of |= {"spec": spec, "row": described(standardizer), "code": code(standardizer)}
+    of["pieces"] = [dataclasses.astuple(p) for p in pieces]
+    of["shards"] = [[s.path, s.stamp.size, s.stamp.version] for s in shards]
+    of["features"] = _index.Header.of(folder, "", shards[0].stamp, 0).features
+    told = json.dumps(of, sort_keys=True, default=repr).encode()
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
     path = os.path.join(_tables(_files.parent(shards[0].target)), f"{key}.safetensors")
 
@@ -77,7 +77,7 @@ def open_table(
         arrays, about = episodes_lib.pack(table)
         return arrays, about | {"plain": [_file(shard) != shard.path for shard in shards]}
 
-    arrays, about = _kept(path, make)
+    arrays, about = kept(path, make)
     copies = [_index.plain_copy(shard.target) for shard in shards]
     files = [c if plain else s.path for c, plain, s in zip(copies, about["plain"], shards)]
     if any(plain and not _files.is_file(c) for c, plain in zip(copies, about["plain"])):
@@ -95,12 +95,17 @@ def _tables(index: str) -> str:
     """Where tables lie: beside the indexes, or, as only local files are mapped, in the cache."""
     if not _files.is_url(index):
         return os.path.join(index, "tables")
+    return cached(index)
+
+
+def cached(place: str) -> str:
+    """A local folder of this user in place of one that cannot be mapped or written."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    mark = hashlib.blake2b(index.encode(), digest_size=6).hexdigest()
+    mark = hashlib.blake2b(place.encode(), digest_size=6).hexdigest()
     return os.path.join(cache, "vla_jax", "tables", mark)
 
 
-def _kept(path: str, make) -> tuple[dict, dict]:
+def kept(path: str, make) -> tuple[dict, dict]:
     """What the file holds; made where it is absent or broken."""
     try:
         return _load(path, os.stat(path).st_mtime_ns)

@@ -22,16 +22,14 @@ import json
 import os
 import pathlib
 import pickle
-import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import simplejpeg
 
+from vla_jax.data.writers import _spool
 from vla_jax.plugin import UserError
 
 QUALITY = 95
@@ -48,13 +46,7 @@ def encode(image: np.ndarray) -> bytes:
 def write(out: str | os.PathLike, episodes: Iterable[Mapping], **options) -> int:
     """Writes `episodes` to the folder `out` and returns their number; `options` as for `Writer`."""
     with Writer(out, **options) as writer:
-        chunk, index = [], 0
-        for episode in episodes:
-            chunk.append(episode)
-            if len(chunk) == 50:
-                spool(writer.spool, index, chunk)
-                chunk, index = [], index + 1
-        if chunk:
+        for index, chunk in _spool.chunks(episodes):
             spool(writer.spool, index, chunk)
         return writer.finish()
 
@@ -64,47 +56,21 @@ def spool(folder: str | os.PathLike, index: int, episodes: list[Mapping]) -> Non
 
     Raises UserError when an episode's lengths, dtypes or values do not fit.
     """
-    prepared = [_prepare(episode) for episode in episodes]
-    path = pathlib.Path(folder) / f"{index:06d}.pickle"
-    path.with_suffix(".partial").write_bytes(pickle.dumps(prepared, protocol=5))
-    path.with_suffix(".partial").rename(path)
+    _spool.lay(folder, index, [_prepare(episode) for episode in episodes])
 
 
-class Writer:
+class Writer(_spool.Folder):
     """A folder in the making; as a context manager it leaves nothing half-written behind.
 
     Raises UserError when `out` is a file or a folder that is not empty.
     """
 
     def __init__(
-        self,
-        out: str | os.PathLike,
-        *,
-        name: str | None = None,
-        shard: int = EPISODES_PER_SHARD,
+        self, out: str | os.PathLike, *, name: str | None = None, shard: int = EPISODES_PER_SHARD
     ):
         """`name` of the dataset (default: the folder's); `shard`: episodes in one."""
-        self.out = pathlib.Path(out).resolve()
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UserError(
-                f"{self.out}: exists and is not empty; give another folder or remove it"
-            )
-        self.name = re.sub(r"\W+", "_", (name or self.out.name).lower()).strip("_") or "episodes"
+        super().__init__(out, name)
         self.shard = shard
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = pathlib.Path(
-            tempfile.mkdtemp(prefix=f".{self.out.name}.partial-", dir=self.out.parent)
-        )
-        self.spool = self._folder / "spool"
-        self.spool.mkdir()
-
-    def __enter__(self) -> Writer:
-        """Itself."""
-        return self
-
-    def __exit__(self, *error) -> None:
-        """Removes what is not part of the finished dataset."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def finish(self) -> int:
         """Builds the dataset from the spool and moves it to `out`: number of episodes.
@@ -114,7 +80,6 @@ class Writer:
         """
         if not any(self.spool.glob("*.pickle")):
             raise UserError(f"{self.out}: no episodes to write")
-        built = self._folder / "built"
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
             [
@@ -122,7 +87,7 @@ class Writer:
                 "-m",
                 __spec__.name,
                 str(self.spool),
-                str(built),
+                str(self.built),
                 self.name,
                 str(self.shard),
             ],
@@ -136,30 +101,15 @@ class Writer:
             raise RuntimeError(
                 f"{self.out}: writing failed ({done.returncode}):\n{done.stderr[-4000:]}"
             )
-        if self.out.exists():
-            self.out.rmdir()  # empty, as __init__ saw it
-        built.chmod(0o755)
-        built.rename(self.out)
+        self.publish()
         return json.loads(done.stdout.strip().splitlines()[-1])["episodes"]
 
 
 def _prepare(episode: Mapping) -> dict:
     """The checked episode with encoded pictures, masks, and a placeholder where none was taken."""
-    action = np.asarray(episode["action"])
-    length = len(action)
-    arrays = {"action": action, **{f"proprio/{g}": v for g, v in episode["proprio"].items()}}
-    for key, value in arrays.items():
-        if value.dtype != np.float32 or value.ndim != 2 or len(value) != length or length == 0:
-            raise UserError(
-                f"episode {key}: got {value.dtype} {value.shape}, expected float32 [{length}, …]"
-            )
-        if not np.all(np.isfinite(value)):
-            where = np.flatnonzero(~np.isfinite(value).all(1)).tolist()
-            raise UserError(f"episode {key}: not finite at steps {where}")
+    _spool.check(episode)
     images, masks = {}, {}
     for view, pictures in episode["images"].items():
-        if len(pictures) != length:
-            raise UserError(f"episode images/{view}: {len(pictures)} pictures, expected {length}")
         masks[view] = np.array([picture is not None for picture in pictures])
         images[view] = _encoded(view, pictures)
     return {**episode, "images": images, "image_masks": masks}

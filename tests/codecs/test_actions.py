@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from vla_jax.codecs import actions
+from vla_jax.codecs import actions, rotations
 from vla_jax.embodiments import franka, sawyer_cards, widowx, widowx_reached
 from vla_jax.plugin import UserError
 from vla_jax.types import ActionGroup, ActionSpace
@@ -220,3 +220,54 @@ def test_added_angles():
     space = ActionSpace(name="wrong", groups=(wrong,), control_hz=5.0)
     with pytest.raises(UserError, match="only Euler angles and rotation vectors add"):
         actions.absolute(np.ones((1, 4)), space, {})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", list(rotations.SIZES))
+def test_rotation_deltas_of_every_kind_compose_as_scipys(kind, side):
+    """From the command before, the reading now and the chunk's start, there and back."""
+    rng = np.random.default_rng(0)
+    steps, readings = Rotation.random(C, random_state=1), Rotation.random(C, random_state=2)
+    first = Rotation.random(random_state=3)
+    group = ActionGroup(
+        name="turn", size=rotations.SIZES[kind], quantity="rotation", representation="delta",
+        rotation=kind, composition=side, unit="rad",
+    )  # fmt: skip
+    given = actions.Reference(
+        command=rotations.from_matrix(first.as_matrix(), kind),
+        measured=rotations.from_matrix(readings.as_matrix(), kind),
+    )
+    chunk = rotations.from_matrix(steps.as_matrix(), kind)
+    if "quat" in kind or kind == "6d":  # neither need be normalised
+        chunk = chunk * rng.uniform(0.5, 2.0, (C, 1))
+
+    def turned(step, base):
+        return step * base if side == "left" else base * step
+
+    before, bases = first, {name: [] for name in actions.REFERENCES}
+    for step in range(C):
+        bases["previous_command"].append(before)
+        before = turned(steps[step], before)
+        bases["measured_now"].append(readings[step])
+        bases["chunk_start"].append(readings[0])
+    for reference, base in bases.items():
+        one = dataclasses.replace(group, reference=reference)
+        space = ActionSpace(name="turns", groups=(one,), control_hz=5.0)
+        expected = [turned(steps[i], base[i]).as_matrix() for i in range(C)]
+        values = actions.absolute(chunk, space, {"turn": given})
+        np.testing.assert_allclose(values["turn"], expected, atol=1e-9)
+        back = actions.relative(values, space, {"turn": given})
+        np.testing.assert_allclose(rotations.to_matrix(back, kind), steps.as_matrix(), atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gripper_conventions_round_trip(seed):
+    rng = np.random.default_rng(seed)
+    names = ["1=open,0=closed", "0=open,1=closed", "1=closed,-1=open", "0.08=open,0=closed"]
+    values = rng.uniform(-1, 2, 20)
+    for source, target in itertools.permutations(names, 2):
+        there = actions.gripper(values, source, target)
+        np.testing.assert_allclose(actions.gripper(there, target, source), values, atol=1e-9)
+        for through in names:  # whichever way round
+            twice = actions.gripper(actions.gripper(values, source, through), through, target)
+            np.testing.assert_allclose(twice, there, atol=1e-9)

@@ -50,3 +50,13 @@ def test_errors():
         rotations.to_matrix(np.zeros(3), "quat_wxyz")
     with pytest.raises(UserError, match="length zero"):
         rotations.to_matrix(np.zeros(4), "quat_wxyz")
+
+
+@pytest.mark.parametrize("kind", list(rotations.SIZES))
+@pytest.mark.parametrize("other", list(rotations.SIZES))
+def test_kinds_convert_into_each_other(kind, other, turns):
+    """By way of another kind the values come back: each kind has one form."""
+    values = rotations.from_matrix(turns, kind)
+    there = rotations.from_matrix(rotations.to_matrix(values, kind), other)
+    back = rotations.from_matrix(rotations.to_matrix(there, other), kind)
+    np.testing.assert_allclose(back, values, atol=1e-7)

@@ -5,6 +5,8 @@ import pytest
 
 from vla_jax import plugin
 from vla_jax.codecs import actions, rotations
+from vla_jax.embodiments._end_effector import UNSTATED
+from vla_jax.plugin import UserError
 from vla_jax.types import VIEWS, Embodiment
 
 QUANTITIES = {"position", "velocity", "torque", "gripper", "base_twist", "terminate", "rotation"}
@@ -39,7 +41,7 @@ def test_action_spaces(embodiment):
             assert group.quantity in QUANTITIES and group.size > 0 and group.scale > 0
             assert group.representation in ("absolute", "delta", "velocity")
             if group.representation == "delta":
-                assert group.reference in actions.REFERENCES
+                assert group.reference in (*actions.REFERENCES, UNSTATED)
             if group.quantity == "rotation":
                 assert rotations.SIZES[group.rotation] == group.size
                 assert group.representation != "delta" or group.composition in (
@@ -60,12 +62,20 @@ def test_names_of_action_spaces_are_distinct():
 
 def test_action_spaces_convert_to_absolute_and_back(embodiment):
     for space in embodiment.action_spaces:
+        known = (*actions.REFERENCES, "base", "tool", None)
+        odd = any({g.reference, g.frame} - set(known) for g in space.groups if g.padding == "zero")
         chunk = np.random.default_rng(0).uniform(-0.5, 0.5, (4, space.size))
         references = {
             group.name: actions.Reference(
-                command=np.full(group.size, 0.1), measured=np.full((4, group.size), 0.2)
+                command=np.full(group.size, 0.1),
+                measured=np.full((4, group.size), 0.2),
+                orientation=np.eye(3)[[1, 2, 0]],
             )
             for group in space.groups
         }
+        if odd:  # never guessed
+            with pytest.raises(UserError, match="unstated|in the frame"):
+                actions.absolute(chunk, space, references)
+            continue
         values = actions.absolute(chunk, space, references)
         np.testing.assert_allclose(actions.relative(values, space, references), chunk, atol=1e-9)

@@ -164,11 +164,6 @@ def test_data_settings_reach_the_source(finetune, tiny):
     config = finetune.derive(meta(tiny.config()), CARDS, asked)
     source = config.streams["robot"].mixture["demos"]["source"]
     assert source["standardizer"] == dict(type="oxe", row="bridge")
-    own = request(finetune, standardizer="../mine/my_rows.py:kitchen")
-    mine = finetune.derive(meta(tiny.config()), CARDS, own).streams["robot"].mixture["demos"]
-    file = mine["source"]["standardizer"].pop("file")
-    assert mine["source"]["standardizer"] == dict(type="rows", row="kitchen")
-    assert pathlib.Path(file).is_absolute() and pathlib.Path(file).name == "my_rows.py"
     assert source["episodes"] == 3 and pathlib.Path(source["path"]).is_absolute()
     assert config.streams["robot"].validation == {} and config.validation.every is None
     # What comes out is a config like any other.

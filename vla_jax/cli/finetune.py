@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="normalize by the checkpoint's statistics, or by those of these data",
     )
     add("--workdir", help="where the new checkpoint goes")
-    add("--standardizer", default="native", help="TYPE, TYPE:ROW or FILE.py:ROW (default native)")
+    add("--standardizer", default="native", help="TYPE or TYPE:ROW (default native)")
     add("--mode", default="full", choices=("full", "head_only"), help="what is trained")
     add("--steps", type=int, default=1000, help="train_steps")
     add("--batch-size", type=int, default=32)

@@ -22,6 +22,7 @@ VERBS = {
     "data inspect": ("inspect", "says what a dataset holds"),
     "data index": ("index", "makes the index that RLDS data are read through"),
     "data stats": ("stats", "computes a config's statistics and writes them to a file"),
+    "data rows": ("rows", "lists the data sets that have a standardizer row, or explains one"),
     "data text-tokenizer": ("text_tokenizer", "trains the SentencePiece model of a config's texts"),
     "import": ("import_checkpoint", "turns another project's checkpoint (Octo's) into one of ours"),
     "plan": ("plan", "says what a config needs on chips that are not there, and whether it fits"),

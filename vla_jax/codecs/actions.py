@@ -317,15 +317,24 @@ def _given(value: np.ndarray | None, what: str, group: ActionGroup) -> np.ndarra
 
 
 def _to_base(steps: np.ndarray, group: ActionGroup, reference: Reference) -> np.ndarray:
-    if group.frame != "tool":
+    if not _in_tool(group):
         return steps
     return np.einsum("cij,cj->ci", _orientation(group, reference, len(steps)), steps)
 
 
 def _from_base(steps: np.ndarray, group: ActionGroup, reference: Reference) -> np.ndarray:
-    if group.frame != "tool":
+    if not _in_tool(group):
         return steps
     return np.einsum("cji,cj->ci", _orientation(group, reference, len(steps)), steps)
+
+
+def _in_tool(group: ActionGroup) -> bool:
+    if group.frame not in ("base", "tool"):
+        raise UserError(
+            f"action group {group.name}: a delta in the frame {group.frame!r}; only those in base "
+            "and tool can be converted"
+        )
+    return group.frame == "tool"
 
 
 def _orientation(group: ActionGroup, reference: Reference, length: int) -> np.ndarray:

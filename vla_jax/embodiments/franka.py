@@ -11,11 +11,17 @@ franka_twist    velocities (Berkeley's cable routing)
 franka_ee_*     displacements in m and rad        franka_pose_*   absolute poses
 """
 
+import dataclasses
+
 from vla_jax.embodiments import _end_effector
-from vla_jax.types import Embodiment, ProprioGroup
+from vla_jax.types import ActionGroup, Embodiment, ProprioGroup
 
 UNSTATED = _end_effector.UNSTATED
 space = _end_effector.space
+
+FINGERS = ActionGroup(
+    name="gripper", size=1, quantity="velocity", representation="velocity", unit=UNSTATED
+)
 
 EMBODIMENT = Embodiment(
     name="franka",
@@ -36,13 +42,9 @@ EMBODIMENT = Embodiment(
         _end_effector.GRIPPER,
         _end_effector.EE,
         _end_effector.EE_QUAT,
-        ProprioGroup(
-            name="ee_euler",
-            size=6,
-            unit="m, rad",
-            meaning="x, y, z, roll, pitch, yaw in the base frame",
-            pose="euler_xyz",
-        ),
+        _end_effector.EE_EULER,
+        _end_effector.EE_POSE,
+        _end_effector.RECORDED_POSE,
         ProprioGroup(
             name="ee_fingers",
             size=8,
@@ -59,6 +61,27 @@ EMBODIMENT = Embodiment(
         space("franka_twist", 10.0, representation="velocity", units=(UNSTATED, UNSTATED)),
         space("franka_ee_3hz", 3.0),
         space("franka_ee_10hz", 10.0),
+        space("franka_ee_5hz", 5.0),
+        # ManiSkill2: the frame of its displacements is not documented
+        space(
+            "franka_maniskill",
+            20.0,
+            rotation="rotvec",
+            frame=UNSTATED,
+            units=("1", "1"),
+            scales=(0.1, 0.1),
+        ),
+        space("franka_kaist", 10.0, rotation="rotvec"),  # "multiplied on the left-hand side"
+        dataclasses.replace(
+            space("franka_robocook", 5.0, representation="velocity", units=("m/s", "rad/s")),
+            groups=(
+                *space("", 5.0, representation="velocity", units=("m/s", "rad/s")).groups[:2],
+                FINGERS,
+            ),
+        ),
+        _end_effector.unstated("franka_fmb", 10.0),
+        _end_effector.joint_space("franka_joints_reached", 10.0, 7, label="reached"),
+        _end_effector.joint_space("franka_roboset", 5.0, 7, representation="absolute"),
         space("franka_pose_20hz", 20.0, representation="absolute"),
         space("franka_pose_30hz", 30.0, representation="absolute"),
     ),

@@ -44,7 +44,7 @@ class Request:
       checkpoint, data: folders.
       embodiment: a Python file with EMBODIMENT, or a name of embodiments/.
       stats: "checkpoint" or "recompute": whose normalization statistics.
-      standardizer: TYPE or TYPE:ROW; my_rows.py:ROW of a file of rows.
+      standardizer: TYPE or TYPE:ROW.
       mode: "full", or "head_only": what was loaded stays as it is, but for the action head.
       views: those of the body to use; None = all.
       episodes: only the first so many training episodes.
@@ -261,14 +261,11 @@ def _action_space(meta, body: types.Embodiment, request: Request) -> types.Actio
 
 def _source(request: Request, dataset_key: str | None) -> dict:
     """The spec of the data."""
-    kind, _, row = request.standardizer.rpartition(":")
-    standardizer = dict(type=kind, row=row) if kind else row
-    if kind.endswith(".py"):
-        standardizer = dict(type="rows", file=os.path.abspath(kind), row=row)
+    kind, _, row = request.standardizer.partition(":")
     return dict(
         type="rlds",
         path=os.path.abspath(request.data),
-        standardizer=standardizer,
+        standardizer=dict(type=kind, row=row) if row else kind,
         dataset_key=dataset_key,
         holdout=request.holdout,
         episodes=request.episodes,

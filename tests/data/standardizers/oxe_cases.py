@@ -9,6 +9,8 @@ expected(columns) -> dict(action, proprio, language; steps where not all are kep
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vla_jax.data.standardizers import oxe
+
 V3, V7, ONE = (3,), (7,), (1,)
 SAID = "observation/natural_language_instruction"
 TEXT = "language_instruction"
@@ -105,6 +107,116 @@ BRIDGE = {
 LIBERO = (
     {**WRIST, "observation/state": (8,), "observation/joint_state": V7},
     lambda c: dict(action=osc(c), proprio=dict(ee_fingers=c["observation/state"]), language=TEXT),
+)
+
+
+def w_last(quaternions):
+    """(w, x, y, z) as (x, y, z, w) of length one and w >= 0."""
+    unit = quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)
+    return np.where(unit[:, :1] < 0, -unit, unit)[:, [1, 2, 3, 0]]
+
+
+def every_third_joint_motion(c):
+    joints = c["observation/joint_pos"][::3]
+    return dict(
+        action=cat(joints[1:] - joints[:-1], 1 - c["action"][::3][:-1, 7]),
+        proprio=dict(
+            joints=joints[:-1],
+            gripper=1.0 - c["observation/gripper"][::3][:-1, None],  # ! Octo: 1 = closed
+        ),
+        language=TEXT,
+        steps=range(0, 3 * (len(joints) - 1), 3),
+    )
+
+
+def every_third_waypoint(c):
+    place, heading = c["observation/position"], c["observation/yaw"][:, 0]
+    unit = np.hypot(*c["action"][0]) / np.hypot(*(place[1] - place[0]))
+    steps = range(0, len(place) - 3, 3)
+    seen = [Rotation.from_euler("z", -heading[t]).as_matrix()[:2, :2] for t in steps]
+    return dict(
+        action=np.stack([unit * turn @ (place[t + 3] - place[t]) for turn, t in zip(seen, steps)]),
+        proprio=dict(base_pose=c["observation/state"][:-1:3][: len(steps)]),
+        language=TEXT,
+        steps=steps,
+    )
+
+
+def aloha(size, *cameras):
+    views = (*cameras, "cam_left_wrist", "cam_right_wrist")
+    return {
+        "action": (size,),
+        "observation/state": (14,),
+        TEXT: "text",
+        **{f"observation/{view}": "image" for view in views},
+    }
+
+
+def every_fifth(c):
+    return dict(
+        action=c["action"][::5],
+        proprio=dict(arms=c["observation/state"][::5]),
+        language=TEXT,
+        steps=range(0, len(c["action"]), 5),
+    )
+
+
+JOINTS = {
+    "action": (8,),
+    TEXT: "text",
+    "observation/hand_image": "image",
+    "observation/joint_pos": V7,
+    "observation/gripper": "flag",
+}
+PR2 = (
+    {**PLAIN, "action": (8,), "observation/state": V7},
+    lambda c: dict(
+        action=c["action"][:, :7], proprio=dict(ee=c["observation/state"]), language=TEXT
+    ),
+)
+TDROID = (
+    {
+        "action": V7,
+        TEXT: "text",
+        "observation/static_image": "image",
+        "observation/cartesian_position": (6,),
+        "observation/gripper_position": ONE,
+    },
+    lambda c: dict(
+        action=cat(c["action"][:, :6], settled(c["action"][:, 6])),
+        proprio=dict(
+            ee=cat(c["observation/cartesian_position"], c["observation/gripper_position"])
+        ),
+        language=TEXT,
+    ),
+)
+DROID = (
+    {
+        "action": V7,
+        "action_dict/cartesian_velocity": (6,),
+        "action_dict/gripper_position": ONE,
+        "observation/cartesian_position": (6,),
+        "observation/gripper_position": ONE,
+        "observation/joint_position": V7,
+        "observation/exterior_image_1_left": "image",
+        "observation/exterior_image_2_left": "image",
+        "observation/wrist_image_left": "image",
+        TEXT: "text",
+        "language_instruction_2": "text",
+        "language_instruction_3": "text",
+        "episode_metadata/file_path": "text",
+    },
+    lambda c: dict(
+        action=cat(c["action_dict/cartesian_velocity"], 1 - c["action_dict/gripper_position"]),
+        proprio=dict(
+            ee=cat(
+                c["observation/cartesian_position"],
+                1 - c["observation/gripper_position"],  # ! OpenVLA: 1 = closed
+            ),
+            joints=c["observation/joint_position"],
+        ),
+        language=TEXT,
+    ),
 )
 
 CASES = {
@@ -417,36 +529,361 @@ CASES = {
             language=TEXT,
         ),
     ),
-    "droid": (
-        {
-            "action": V7,
-            "action_dict/cartesian_velocity": (6,),
-            "action_dict/gripper_position": ONE,
-            "observation/cartesian_position": (6,),
-            "observation/gripper_position": ONE,
-            "observation/joint_position": V7,
-            "observation/exterior_image_1_left": "image",
-            "observation/exterior_image_2_left": "image",
-            "observation/wrist_image_left": "image",
-            TEXT: "text",
-            "language_instruction_2": "text",
-            "language_instruction_3": "text",
-            "episode_metadata/file_path": "text",
-        },
-        lambda c: dict(
-            action=cat(c["action_dict/cartesian_velocity"], 1 - c["action_dict/gripper_position"]),
-            proprio=dict(
-                ee=cat(
-                    c["observation/cartesian_position"],
-                    1 - c["observation/gripper_position"],  # ! OpenVLA: 1 = closed
-                ),
-                joints=c["observation/joint_position"],
-            ),
-            language=TEXT,
-        ),
-    ),
+    "droid": DROID,
     "libero_spatial_no_noops": LIBERO,
     "libero_object_no_noops": LIBERO,
     "libero_goal_no_noops": LIBERO,
     "libero_10_no_noops": LIBERO,
+    # The rest of Octo's table, and OpenVLA's additions.
+    "columbia_cairlab_pusht_real": (
+        {
+            **PACKED,
+            "action/gripper_closedness_action": (),
+            "observation/robot_state": (2,),
+            "observation/image": "image",
+            "observation/wrist_image": "image",
+        },
+        lambda c: dict(
+            action=arm(c, opened(c["action/gripper_closedness_action"])),  # ! Octo: as recorded
+            proprio=dict(effector=c["observation/robot_state"]),
+            language=SAID,
+        ),
+    ),
+    "stanford_kuka_multimodal_dataset_converted_externally_to_rlds": (
+        {
+            **PLAIN,
+            "action": (4,),
+            "observation/ee_position": V3,
+            "observation/ee_orientation": (4,),
+            "observation/state": (8,),
+        },
+        lambda c: dict(
+            action=cat(c["action"][:, :3], zeros(c, 3), c["action"][:, 3]),
+            proprio=dict(
+                ee_recorded=cat(c["observation/ee_position"], c["observation/ee_orientation"]),
+                joints=c["observation/state"][:, :7],
+                gripper=c["observation/state"][:, 7:],
+            ),
+            language=TEXT,
+        ),
+    ),
+    "nyu_rot_dataset_converted_externally_to_rlds": (
+        {**PLAIN, "observation/state": V7},
+        lambda c: dict(
+            action=cat(c["action"][:, :6], 1 - c["action"][:, 6]),  # ! recorded: 1 = closed
+            proprio=dict(ee=cat(c["observation/state"][:, :6], 1 - c["observation/state"][:, 6])),
+            language=TEXT,
+        ),
+    ),
+    "maniskill_dataset_converted_externally_to_rlds": (
+        {
+            **WRIST,
+            "observation/tcp_pose": V7,
+            "observation/state": (18,),
+            "episode_metadata/file_path": "text",
+            "episode_metadata/episode_id": "text",
+        },
+        lambda c: dict(
+            action=cat(c["action"][:, :6], (c["action"][:, 6] + 1) / 2),  # ! recorded: -1 … 1
+            proprio=dict(
+                ee_quat=cat(
+                    c["observation/tcp_pose"][:, :3],
+                    w_last(c["observation/tcp_pose"][:, 3:]),  # !
+                    c["observation/state"][:, 7],
+                )
+            ),
+            language=TEXT,
+        ),
+    ),
+    "cmu_franka_exploration_dataset_converted_externally_to_rlds": (
+        {**PLAIN, "action": (8,), "observation/highres_image": "image"},
+        lambda c: dict(action=c["action"][:, :7], proprio={}, language=TEXT),
+    ),
+    "ucsd_pick_and_place_dataset_converted_externally_to_rlds": (
+        {**PLAIN, "action": (4,), "observation/state": V7},
+        lambda c: dict(
+            action=cat(c["action"][:, :3], zeros(c, 3), c["action"][:, 3]),
+            proprio=dict(ee=c["observation/state"]),
+            language=TEXT,
+        ),
+    ),
+    "utokyo_pr2_opening_fridge_converted_externally_to_rlds": PR2,
+    "utokyo_pr2_tabletop_manipulation_converted_externally_to_rlds": PR2,
+    "utokyo_xarm_pick_and_place_converted_externally_to_rlds": (
+        {
+            **PLAIN,
+            "observation/image2": "image",
+            "observation/hand_image": "image",
+            "observation/end_effector_pose": (6,),
+            "observation/joint_state": (14,),
+        },
+        lambda c: dict(
+            action=c["action"],
+            proprio=dict(
+                ee_ypr=c["observation/end_effector_pose"],
+                joints=c["observation/joint_state"][:, :7],
+            ),
+            language=TEXT,
+        ),
+    ),
+    "utokyo_xarm_bimanual_converted_externally_to_rlds": (
+        {**PLAIN, "action": (14,), "observation/pose_r": (6,)},
+        lambda c: dict(
+            action=c["action"][:, 7:],
+            proprio=dict(ee_ypr=c["observation/pose_r"]),
+            language=TEXT,
+        ),
+    ),
+    "berkeley_mvp_converted_externally_to_rlds": (
+        {
+            **JOINTS,
+            "observation/pose": V7,
+        },
+        lambda c: dict(
+            action=cat(c["action"][:, :7], 1 - c["action"][:, 7]),
+            proprio=dict(
+                ee_recorded=c["observation/pose"],
+                joints=c["observation/joint_pos"],
+                gripper=np.where(c["observation/gripper"], 0.0, 1.0)[:, None],  # ! Octo: 1 = closed
+            ),
+            language=TEXT,
+        ),
+    ),
+    "berkeley_rpt_converted_externally_to_rlds": (JOINTS, every_third_joint_motion),
+    "kaist_nonprehensile_converted_externally_to_rlds": (
+        {**PLAIN, "action": (20,), "observation/state": (21,)},
+        lambda c: dict(
+            action=cat(c["action"][:, :6], zeros(c, 1)),
+            proprio=dict(ee_pose=c["observation/state"][:, 14:]),
+            language=TEXT,
+        ),
+    ),
+    "stanford_mask_vit_converted_externally_to_rlds": (
+        {
+            **PLAIN,
+            "action": (5,),
+            "observation/end_effector_pose": (5,),
+            "observation/state": (15,),
+        },
+        lambda c: dict(
+            action=cat(  # ! Octo: yaw in roll's place, the gripper as recorded
+                c["action"][:, :3], zeros(c, 2), c["action"][:, 3], (1 - c["action"][:, 4]) / 2
+            ),
+            proprio=dict(
+                ee=cat(
+                    c["observation/end_effector_pose"][:, :3],
+                    zeros(c, 2),
+                    c["observation/end_effector_pose"][:, 3:],
+                ),
+                joints=c["observation/state"][:, :7],
+            ),
+            language=TEXT,
+        ),
+    ),
+    "tokyo_u_lsmo_converted_externally_to_rlds": (
+        {**PLAIN, "observation/state": (13,)},
+        lambda c: dict(
+            action=c["action"],
+            proprio=dict(
+                ee=cat(c["observation/state"][:, :6], c["observation/state"][:, 12]),
+                joints=c["observation/state"][:, 6:12],
+            ),
+            language=TEXT,
+        ),
+    ),
+    "dlr_sara_pour_converted_externally_to_rlds": (
+        {**PLAIN, "observation/state": (6,)},
+        lambda c: dict(
+            action=c["action"], proprio=dict(ee_zxy_pose=c["observation/state"]), language=TEXT
+        ),
+    ),
+    "dlr_sara_grid_clamp_converted_externally_to_rlds": (
+        {**PLAIN, "observation/state": (12,)},
+        lambda c: dict(
+            action=c["action"],
+            proprio=dict(ee_zxy_pose=c["observation/state"][:, :6]),
+            language=TEXT,
+        ),
+    ),
+    "asu_table_top_converted_externally_to_rlds": (
+        {**PLAIN, "ground_truth_states/EE": (6,), "observation/state": V7},
+        lambda c: dict(
+            action=c["action"],
+            proprio=dict(
+                ee=cat(c["ground_truth_states/EE"], c["observation/state"][:, 6]),
+                joints=c["observation/state"][:, :6],
+            ),
+            language=TEXT,
+        ),
+    ),
+    "stanford_robocook_converted_externally_to_rlds": (
+        {
+            "action": V7,
+            TEXT: "text",
+            "observation/state": V7,
+            **{f"observation/image_{i}": "image" for i in (1, 2, 3, 4)},
+        },
+        lambda c: dict(action=c["action"], proprio=dict(ee=c["observation/state"]), language=TEXT),
+    ),
+    "imperialcollege_sawyer_wrist_cam": (
+        {**WRIST, "action": (8,), "observation/state": ONE},
+        lambda c: dict(
+            action=c["action"][:, :7],
+            proprio=dict(gripper=c["observation/state"]),  # ! Octo: none
+            language=TEXT,
+        ),
+    ),
+    "uiuc_d3field": (
+        {
+            "action": V3,
+            TEXT: "text",
+            "observation/state": (4, 4),
+            **{f"observation/image_{i}": "image" for i in (1, 2, 3, 4)},
+        },
+        lambda c: dict(action=cat(c["action"], zeros(c, 4)), proprio={}, language=TEXT),
+    ),
+    "cmu_playing_with_food": (
+        {**PLAIN, "action": (8,), "observation/finger_vision_1": "image"},
+        lambda c: dict(
+            action=cat(c["action"][:, :3], euler(c["action"][:, 3:7]), c["action"][:, 7]),
+            proprio={},
+            language=TEXT,
+        ),
+    ),
+    "cmu_play_fusion": (
+        {**PLAIN, "action": (9,), "observation/state": (8,)},
+        lambda c: dict(
+            # ! Octo: the first three and the last four of nine
+            action=cat(c["action"][:, :3], euler(c["action"][:, 3:7]), c["action"][:, 7]),
+            proprio=dict(
+                joints=c["observation/state"][:, :7], gripper=c["observation/state"][:, 7:]
+            ),
+            language=TEXT,
+        ),
+    ),
+    "gnm_dataset": (
+        {
+            "action": (2,),
+            TEXT: "text",
+            "observation/image": "image",
+            "observation/position": (2,),
+            "observation/yaw": ONE,
+            "observation/state": V3,
+        },
+        every_third_waypoint,
+    ),
+    "aloha_static_dataset": (aloha(14, "cam_high", "cam_low"), every_fifth),
+    "aloha_dagger_dataset": (aloha(14, "cam_high", "cam_low"), every_fifth),
+    "aloha_mobile_dataset": (aloha(16, "cam_high"), every_fifth),
+    "fmb_dataset": (
+        {
+            "action": V7,
+            TEXT: "text",
+            "observation/image_side_1": "image",
+            "observation/image_side_2": "image",
+            "observation/image_wrist_1": "image",
+            "observation/image_wrist_2": "image",
+            "observation/eef_pose": V7,
+            "observation/state_gripper_pose": (),
+            "observation/joint_pos": V7,
+        },
+        lambda c: dict(
+            action=c["action"],
+            proprio=dict(
+                ee_recorded=c["observation/eef_pose"],
+                gripper=c["observation/state_gripper_pose"][:, None],
+                joints=c["observation/joint_pos"],
+            ),
+            language=TEXT,
+        ),
+    ),
+    "dobbe": (
+        {
+            "action": V7,
+            TEXT: "text",
+            "observation/wrist_image": "image",
+            "observation/state": V7,
+        },
+        lambda c: dict(action=c["action"], proprio=dict(ee=c["observation/state"]), language=TEXT),
+    ),
+    "roboset": (
+        {
+            "action": (8,),
+            TEXT: "text",
+            "observation/image_left": "image",
+            "observation/image_right": "image",
+            "observation/image_wrist": "image",
+            "observation/state": (8,),
+        },
+        lambda c: dict(
+            action=cat(c["action"][:, :7], 1 - np.clip(c["action"][:, 7], 0, 1)),
+            proprio=dict(
+                joints=c["observation/state"][:, :7], gripper=c["observation/state"][:, 7:]
+            ),
+            language=TEXT,
+        ),
+    ),
+    "robo_net": (
+        {**PLAIN, "action": (5,), "observation/image1": "image", "observation/state": (5,)},
+        lambda c: dict(  # ! Octo: yaw in roll's place
+            action=cat(c["action"][:, :3], zeros(c, 2), c["action"][:, 3:]),
+            proprio=dict(
+                ee=cat(c["observation/state"][:, :3], zeros(c, 2), c["observation/state"][:, 3:])
+            ),
+            language=TEXT,
+        ),
+    ),
+    "rh20t": (
+        {
+            "action/tcp_base": (6,),
+            "action/gripper": (),
+            TEXT: "text",
+            "observation/image_front": "image",
+            "observation/image_side_right": "image",
+            "observation/image_wrist": "image",
+            "observation/tcp_base": (6,),
+            "observation/gripper_width": (),
+        },
+        lambda c: dict(
+            action=cat(c["action/tcp_base"], c["action/gripper"]),
+            proprio=dict(ee=cat(c["observation/tcp_base"], c["observation/gripper_width"])),
+            language=TEXT,
+        ),
+    ),
+    "bridge_oxe": (
+        {
+            **PACKED,
+            "action/open_gripper": "flag",
+            "observation/image": "image",
+            "observation/state": V7,
+        },
+        lambda c: dict(
+            action=cat(
+                c["observation/state"][2:, :6] - c["observation/state"][1:-1, :6],
+                c["action/open_gripper"][1:-1].astype(float),
+            ),
+            proprio=dict(ee=c["observation/state"][1:-1]),
+            language=SAID,
+            steps=range(1, len(c["observation/state"]) - 1),
+        ),
+    ),
+    "droid_wipe": (DROID[0], lambda c: {**DROID[1](c), "language": TEXT}),
+    **{
+        f"tdroid_{task}": TDROID
+        for task in (
+            "carrot_in_bowl",
+            "pour_corn_in_pot",
+            "flip_pot_upright",
+            "move_object_onto_plate",
+            "knock_object_over",
+            "cover_object_with_towel",
+        )
+    },
 }
+# What Octo blanks, with its instructions, as OpenVLA.
+for _name, _said in oxe.BLANKED.items():
+    _features, _made = CASES[_name]
+    CASES[f"{_name}_with_language"] = (
+        _features,
+        lambda c, made=_made, said=_said: {**made(c), "language": said},
+    )

@@ -84,8 +84,7 @@ def test_row_fits_its_body(name):
     episode = oxe.make(SourceContext(name="x", stream=""), row=name).episode(full, T, "e")
     body = BODIES[row.embodiment]
     (space,) = [s for s in body.action_spaces if s.name == row.action_space]
-    assert episode.action.shape[1] == space.size == 7
-    assert [group.quantity for group in space.groups][-1] == "gripper"
+    assert episode.action.shape[1] == space.size
     sizes = {group.name: group.size for group in body.proprio}
     assert {g: v.shape[1] for g, v in episode.proprio.items()}.items() <= sizes.items()
 
@@ -101,16 +100,53 @@ def test_droid_keeps_the_wordings_there_are():
     assert episode.language == ["wipe it"] * 6 + [both] * 2 + ["clean it"] * 2 + [""] * 2
 
 
-def test_magic_soup_is_octos():
-    soup = oxe.MIXTURES["oxe_magic_soup"]
-    assert len(soup) == 25 and soup["kuka"] == 0.8341046294 and soup["language_table"] == 0.1
-    assert sum(soup.values()) == pytest.approx(30.77497585143)
+@pytest.mark.parametrize(
+    "name, members, total",
+    [  # counted in Octo's and OpenVLA's files
+        ("oxe_magic_soup", 25, 30.77497585143),
+        ("oxe_flex_act_soup", 32, 39.77497585143),
+        ("rtx", 11, 19.37497585143),
+        ("rtx_franka", 25, 41.57497585143),
+        ("openvla_magic_soup", 23, 29.57497585143),
+        ("oxe_magic_soup_plus", 27, 31.03497585143),
+        ("oxe_magic_soup_plus_minus", 25, 31.3341046294),
+        ("openvla_rtx", 10, 14.37497585143),
+        ("openvla_rtx_franka", 24, 36.57497585143),
+        ("bridge_rt_1", 2, 2.0),
+        ("libero_mix", 4, 4.0),
+    ],
+)
+def test_named_mixtures_are_the_published_ones(name, members, total):
+    table = oxe.MIXTURES[name]
+    weights = [w["weight"] if isinstance(w, dict) else w for w in table.values()]
+    assert len(table) == members and sum(weights) == pytest.approx(total)
+
+
+def test_magic_soups():
+    soup, theirs = oxe.MIXTURES["oxe_magic_soup"], oxe.MIXTURES["oxe_magic_soup_plus"]
+    assert soup["kuka"] == 0.8341046294 and soup["language_table"] == 0.1
+    assert theirs["droid"] == 0.06 and "bridge_orig" in theirs and "bridge_dataset" not in theirs
+    assert oxe.MIXTURES["rtx_franka"]["viola"] == 2.0  # twice in Octo's list: the first counts
 
 
 @pytest.mark.parametrize("name", oxe.MIXTURES)
 def test_members_of_a_named_mixture_have_rows(name):
-    assert set(oxe.MIXTURES[name]) <= set(oxe.ROWS)
-    assert all(weight > 0 for weight in oxe.MIXTURES[name].values())
+    for folder, entry in oxe.MIXTURES[name].items():
+        entry = entry if isinstance(entry, dict) else dict(weight=entry, row=folder)
+        assert entry["weight"] > 0
+        row = oxe.ROWS[entry["row"]]
+        theirs = "openvla" in name or "plus" in name
+        assert row.language is not None if theirs else entry["row"] == folder
+
+
+def test_a_row_takes_changes():
+    spec = dict(type="oxe", row="viola", language="observation/said", drop_first=2)
+    made = plugin.build("data.standardizers", spec, SourceContext(name="x", stream=""))
+    assert (made.row.language, made.row.drop_first) == ("observation/said", 2)
+    assert oxe.ROWS["viola"].language is None
+    spec["langage"] = spec.pop("language")
+    with pytest.raises(plugin.UserError, match="unknown 'langage', did you mean 'language'"):
+        plugin.build("data.standardizers", spec, SourceContext(name="x", stream=""))
 
 
 def test_gripper_operations_are_octos(fixtures_dir):

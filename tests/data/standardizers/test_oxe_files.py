@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from tests.data.conftest import example, leaf, tree
+from tests.data.conftest import Words, example, leaf, tree
 from tests.data.standardizers.oxe_cases import CASES
 from tests.data.standardizers.test_oxe import T, episode_of
+from vla_jax import plugin
+from vla_jax.data import mixture
 from vla_jax.data.sources import _tfrecord, rlds
 from vla_jax.data.standardizers import oxe
 from vla_jax.types import SourceContext
@@ -98,3 +100,51 @@ def test_row_reads_a_file(tmp_path, name, packed):
     for view in oxe.ROWS[name].views:
         (frame,) = read(view, 0, [3])
         assert abs(int(simplejpeg.decode_jpeg(frame)[0, 0, 0]) - 27) < 3
+
+
+def test_data_sets_of_different_arms_make_rows_of_one_shape(tmp_path):
+    """Four bodies in one stream: a view, a reading or an instruction that one lacks is masked."""
+    names = ("viola", "language_table", "roboturk", "kuka_with_language")
+    bodies = tuple(
+        plugin.module("embodiments", name).EMBODIMENT
+        for name in ("franka", "xarm", "sawyer", "kuka_iiwa")
+    )
+    context = SourceContext(
+        name="soup",
+        stream="robot",
+        window=2,
+        action_horizon=4,
+        action_size=7,
+        image_sizes={"primary": (8, 8), "wrist": (8, 8)},
+        text_tokenizer=Words(),
+        embodiments=bodies,
+        action_spaces=tuple(space for body in bodies for space in body.action_spaces),
+    )
+    members = {}
+    for name in names:
+        write(tmp_path / name, name, ())
+        source = dict(
+            type="rlds",
+            path=str(tmp_path / name),
+            standardizer=dict(type="oxe", row=name),
+            holdout=0.0,
+            language="optional",
+            optional_views=("primary", "wrist"),
+        )
+        members[name] = dict(source=source, weight=1.0)
+    made = mixture.Mixture.make(members, context)
+    seen = {}
+    for n in range(40):
+        row = made.sample(n)
+        seen[made.locate(n)[0]] = row
+    assert set(seen) == set(names)
+    for name, row in seen.items():
+        views, groups = oxe.ROWS[name].views, oxe.ROWS[name].proprio
+        masks = row["observation"]
+        assert {v for v, m in masks["image_masks"].items() if m.any()} == set(views)
+        assert {g for g, m in masks["proprio_masks"].items() if m.any()} == set(groups)
+        said = row["task"]["masks"]["language"].any()
+        assert said == (oxe.ROWS[name].language is not None)
+        assert row["targets"]["action"].shape == (2, 4, 7)
+        space = context.action_spaces[int(row["action_space"])]
+        assert space.name == oxe.ROWS[name].action_space

@@ -8,7 +8,7 @@ import pytest
 from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.data.sources import rlds as rlds_source
-from vla_jax.data.standardizers import _expression, _table, rows
+from vla_jax.data.standardizers import _expression, _table, oxe, rows
 from vla_jax.plugin import UserError
 from vla_jax.types import SourceContext
 
@@ -139,7 +139,8 @@ def test_gripper_operations_from_their_definition(seed):
         (dict(stride=0), "stride=0, expected at least 1"),
         (dict(drop_first=-1), "drop_first=-1, expected at least 0"),
         (dict(language="text | utf8"), "language: operation: unknown 'utf8', did you mean 'utf32'"),
-        (dict(derived={"x": ("f", ("action",))}), "derived 'x': 'f' is no function"),
+        (dict(derived={"x": ("f", ("action",))}), "derived 'x': got .'f', .* expected .function"),
+        (dict(derived={"x": len}), "derived 'x': got .*, expected .function, .columns"),
         (dict(propriox={}), "unknown 'propriox', did you mean 'proprio'"),
     ],
 )
@@ -322,6 +323,27 @@ def test_row_of_a_file_is_a_row_or_its_fields():
     assert _table.row("x", row) is row and _table.row("x", ROW) == row
     with pytest.raises(UserError, match="expected a Row or a dict"):
         _table.row("x", "kitchen")
+
+
+def test_a_row_says_the_same_in_every_process_until_it_or_its_functions_change(tmp_path):
+    """What sources keep of a row, they keep under what it says."""
+    file = tmp_path / "my_rows.py"
+    file.write_text(FILE)
+    said = [repr(vars(rows.make(CONTEXT, row="kitchen", file=str(file)))) for _ in range(2)]
+    assert said[0] == said[1] and " at 0x" not in said[0]
+    file.write_text(FILE.replace("2 * action", "3 * action"))
+    assert repr(vars(rows.make(CONTEXT, row="kitchen", file=str(file)))) != said[0]
+    for name in oxe.ROWS:
+        assert " at 0x" not in repr(vars(oxe.make(CONTEXT, row=name)))
+
+
+def test_changes_beside_a_row_of_a_file(tmp_path):
+    file = tmp_path / "my_rows.py"
+    file.write_text(FILE)
+    made = rows.make(CONTEXT, row="kitchen", file=str(file), stride=1, language="said | utf32")
+    assert (made.row.stride, made.row.language) == (1, "said | utf32")
+    with pytest.raises(UserError, match="stride=0, expected at least 1"):
+        rows.make(CONTEXT, row="kitchen", file=str(file), stride=0)
 
 
 def test_inline_row_survives_a_config():

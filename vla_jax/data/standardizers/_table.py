@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,7 +24,7 @@ KINDS: dict[str, tuple] = {  # of a row's fields
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Row:
     """How one data set maps to our nouns. Columns are named as in features.json, without `steps/`;
     what is said of vectors (action, proprio) is an expression, see _expression.py.
@@ -55,6 +57,18 @@ class Row:
     drop_last: int = 0
     derived: Mapping[str, tuple[Callable, Sequence[str]]] = dataclasses.field(default_factory=dict)
     episode_id: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        """The same in every process, and another when the file of a derived column's function does.
+
+        Sources keep what was made by a row under what it says.
+        """
+        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        said["derived"] = {
+            column: (_source(function), *reads)
+            for column, (function, reads) in self.derived.items()
+        }
+        return f"Row({said})"
 
 
 def row(where: str, written: Row | Mapping) -> Row:
@@ -105,10 +119,11 @@ class TableStandardizer:
                 raise plugin.UserError(
                     f"{where}: {field}={getattr(row, field)}, expected at least {least}"
                 )
-        self._derived = dict(row.derived)
-        for column, (function, _) in self._derived.items():
-            if not callable(function):
-                raise plugin.UserError(f"{where}: derived {column!r}: {function!r} is no function")
+        for column, entry in row.derived.items():
+            if not (isinstance(entry, Sequence) and len(entry) == 2 and callable(entry[0])):
+                raise plugin.UserError(
+                    f"{where}: derived {column!r}: got {entry!r}, expected (function, (columns …))"
+                )
         self._vectors = {"action": _expression.vector(f"{where}: action", row.action)}
         for group, spec in row.proprio.items():
             place = f"proprio {group}"
@@ -130,8 +145,8 @@ class TableStandardizer:
         """Full names of the low-dimensional columns that `episode` reads; UserError if absent."""
         wanted = {part.column for vector in self._vectors.values() for part in vector} - {None}
         wanted |= {column for column, _ in self._texts}
-        wanted |= {column for _, read in self._derived.values() for column in read}
-        wanted -= set(self._derived)
+        wanted |= {column for _, read in self.row.derived.values() for column in read}
+        wanted -= set(self.row.derived)
         wanted |= set(self._id)
         return {self._known(column, features) for column in sorted(wanted)}
 
@@ -170,9 +185,14 @@ class TableStandardizer:
     def _columns(self, columns: Mapping, length: int, where: str) -> dict:
         """The columns that expressions read, the derived ones among them."""
         named = {part.column for vector in self._vectors.values() for part in vector} - {None}
-        made = {name: columns[_full(name)] for name in named - set(self._derived)}
-        for name, (function, reads) in self._derived.items():
-            made[name] = values = np.asarray(function(*(columns[_full(c)] for c in reads)))
+        made = {name: columns[_full(name)] for name in named - set(self.row.derived)}
+        for name, (function, reads) in self.row.derived.items():
+            try:
+                values = np.asarray(function(*(columns[_full(c)] for c in reads)))
+            except Exception as error:
+                error.add_note(f"{where}: derived {name!r}")
+                raise
+            made[name] = values
             if values.ndim < 1 or len(values) != length or values.dtype.kind not in "fiub":
                 raise plugin.UserError(
                     f"{where}: derived {name!r}: the function returned {values.dtype} "
@@ -182,8 +202,8 @@ class TableStandardizer:
 
     def _language(self, columns: Mapping, length: int, steps, where: str) -> list:
         texts = [
-            decode(columns[_full(column)], length, f"{where}: language {column!r}")
-            for column, decode in self._texts
+            TEXTS[form](columns[_full(column)], length, f"{where}: language {column!r}")
+            for column, form in self._texts
         ]
         said = []
         for step in steps.tolist():
@@ -210,13 +230,22 @@ def _full(column: str) -> str:
     return column if column.startswith(METADATA) else f"steps/{column}"
 
 
-def _text(where: str, spec: str) -> tuple[str, Callable]:
-    """(column, what makes T strings of it) of "column" or "column | utf32"."""
-    column, _, operation = (part.strip() for part in str(spec).partition("|"))
-    known = {"": _strings, "utf32": _utf32}
-    if operation not in known:
-        raise plugin.UserError(plugin.unknown(f"{where}: operation", operation, ["utf32"]))
-    return column, known[operation]
+def _source(function: Callable) -> str:
+    """A function's name and a hash of the file it stands in."""
+    code = getattr(function, "__code__", None)  # a function of C has none
+    file = pathlib.Path(code.co_filename if code else "")
+    content = file.read_bytes() if file.is_file() else b""
+    mark = hashlib.blake2b(content, digest_size=8).hexdigest()
+    named = [getattr(function, name, "") for name in ("__module__", "__qualname__")]
+    return f"{'.'.join(named)} of {mark}"
+
+
+def _text(where: str, spec: str) -> tuple[str, str]:
+    """(column, key of TEXTS) of "column" or "column | utf32"."""
+    column, _, form = (part.strip() for part in str(spec).partition("|"))
+    if form not in TEXTS:
+        raise plugin.UserError(plugin.unknown(f"{where}: operation", form, ["utf32"]))
+    return column, form
 
 
 def _strings(values, length: int, where: str) -> list[str]:
@@ -243,3 +272,6 @@ def _utf32(values, length: int, where: str) -> list[str]:
     except (ValueError, OverflowError) as error:
         raise plugin.UserError(f"{where}: a number that is no code point ({error})") from error
     return [texts[i] for i in place.reshape(-1)]
+
+
+TEXTS = {"": _strings, "utf32": _utf32}

@@ -17,6 +17,10 @@ control rates of RDT's table (thu-ml/RoboticsDiffusionTransformer, dataset_contr
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
+
 from vla_jax import plugin
 from vla_jax.data.standardizers import _table
 from vla_jax.data.standardizers._table import Row
@@ -44,6 +48,67 @@ AUSTIN = dict(
     views={"primary": "observation/image", "wrist": "observation/wrist_image"},
     action=OSC,
 )
+DROID = dict(
+    embodiment="franka",
+    action_space="franka_droid",
+    views={
+        "primary": "observation/exterior_image_1_left",
+        "secondary": "observation/exterior_image_2_left",
+        "wrist": "observation/wrist_image_left",
+    },
+    action=("action_dict/cartesian_velocity", "action_dict/gripper_position | invert"),
+    proprio={
+        "ee": (
+            "observation/cartesian_position",
+            "observation/gripper_position | invert",  # recorded: 1 = closed
+        ),
+        "joints": "observation/joint_position",
+    },
+    language=("language_instruction", "language_instruction_2", "language_instruction_3"),
+    episode_id="file_path",
+)
+DROID_WIPE_VIEWS = {
+    "primary": "observation/exterior_image_2_left",
+    "wrist": "observation/wrist_image_left",
+}
+TDROID = Row(  # OpenVLA's tdroid_dataset_transform
+    embodiment="franka",
+    action_space="franka_ee_5hz",
+    views={"primary": "observation/static_image"},
+    action=("action[:6]", "action[-1] | binarize"),
+    proprio={"ee": ("observation/cartesian_position[:6]", "observation/gripper_position[-1]")},
+    language="language_instruction",
+)
+PR2 = Row(
+    embodiment="pr2",
+    action_space="pr2_ee",
+    views={"primary": "observation/image"},
+    action="action[:-1]",  # the last terminates
+    proprio={"ee": "observation/state"},
+    language="language_instruction",
+)
+SARA = Row(
+    embodiment="sara",
+    action_space="sara_ee",
+    views={"primary": "observation/image"},
+    action="action",
+    proprio={"ee_zxy_pose": "observation/state[:6]"},
+    language="language_instruction",
+)
+ALOHA = dict(
+    embodiment="aloha",
+    action="action",
+    proprio={"arms": "observation/state"},
+    language="language_instruction",
+    stride=5,
+)
+ALOHA_VIEWS = {
+    "primary": "observation/cam_high",
+    "secondary": "observation/cam_low",
+    "left_wrist": "observation/cam_left_wrist",
+    "right_wrist": "observation/cam_right_wrist",
+}
+WAYPOINT_STRIDE = 3
 BRIDGE_VIEWS = {"primary": "observation/image_0", "secondary": "observation/image_1"}
 REACHED = dict(
     embodiment="widowx_reached",
@@ -55,6 +120,22 @@ REACHED = dict(
     drop_last=1,
     episode_id=("file_path", "episode_id"),
 )
+
+
+def waypoint(action, position, yaw):
+    """The place after WAYPOINT_STRIDE steps in the robot's frame, [T, 2]; 0 where there is none.
+
+    In the unit of the recorded actions: displacements are scaled by what the first of them is to
+    the motion it names (Octo: gnm_dataset_transform).
+    """
+    position, yaw = np.asarray(position, np.float64), np.reshape(yaw, -1)
+    unit = np.linalg.norm(action[0]) / np.linalg.norm(position[1] - position[0])
+    there = np.concatenate([position[WAYPOINT_STRIDE:], np.full((WAYPOINT_STRIDE, 2), np.nan)])
+    east, north = np.nan_to_num(there[: len(position)] - position).T
+    ahead = np.cos(yaw) * east + np.sin(yaw) * north
+    aside = np.cos(yaw) * north - np.sin(yaw) * east
+    return unit * np.stack([ahead, aside], axis=1)
+
 
 ROWS = {
     # BridgeData V2 as RLDS (rail.eecs.berkeley.edu/datasets/bridge_release), commanded actions. The
@@ -172,8 +253,8 @@ ROWS = {
         },
         language=SAID,
     ),
-    # Called delta, but absolute poses: the mean position of OpenVLA's norm_stats is (0.39, 0.01,
-    # 0.36) m.
+    # Called delta, but absolute poses, as far as OpenVLA's norm_stats tell: their mean position is
+    # (0.39, 0.01, 0.36) m.
     "toto": Row(
         embodiment="franka",
         action_space="franka_pose_30hz",
@@ -230,7 +311,8 @@ ROWS = {
         proprio={"ee_quat": ("observation/state[:7]", "observation/state[-1]")},
         language="language_instruction",
     ),
-    # Absolute, in mm and degrees: the mean position of OpenVLA's norm_stats is (410, 117, 192).
+    # Documented as a pose; in mm and degrees, as far as OpenVLA's norm_stats tell: their mean
+    # position is (410, 117, 192).
     "ucsd_kitchen_dataset_converted_externally_to_rlds": Row(
         embodiment="xarm",
         action_space="xarm_pose",
@@ -316,97 +398,482 @@ ROWS = {
     # openvla/openvla, prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py:
     # droid_baseact_transform. It swaps the two outer cameras at random; here each keeps its name.
     # All three instructions, where there are so many (OpenVLA: the first).
-    "droid": Row(
-        embodiment="franka",
-        action_space="franka_droid",
-        views={
-            "primary": "observation/exterior_image_1_left",
-            "secondary": "observation/exterior_image_2_left",
-            "wrist": "observation/wrist_image_left",
-        },
-        action=(
-            "action_dict/cartesian_velocity",
-            "action_dict/gripper_position | invert",
-        ),
-        proprio={
-            "ee": (
-                "observation/cartesian_position",
-                "observation/gripper_position | invert",  # recorded: 1 = closed
-            ),
-            "joints": "observation/joint_position",
-        },
-        language=(
-            "language_instruction",
-            "language_instruction_2",
-            "language_instruction_3",
-        ),
-        episode_id=("file_path",),
-    ),
+    "droid": Row(**DROID),
     "libero_spatial_no_noops": LIBERO,
     "libero_object_no_noops": LIBERO,
     "libero_goal_no_noops": LIBERO,
     "libero_10_no_noops": LIBERO,
+    # The rest of Octo's table (@241fb35), and OpenVLA's additions. ------------------------------
+    # Commands and a pusher without a gripper: Octo takes the closing commands as they are.
+    "columbia_cairlab_pusht_real": Row(
+        embodiment="ur5",
+        action_space="ur5_pusht",
+        views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+        action=(*DELTA, f"{CLOSEDNESS} | rel2abs"),
+        proprio={"effector": "observation/robot_state"},
+        language=SAID,
+    ),
+    "stanford_kuka_multimodal_dataset_converted_externally_to_rlds": Row(
+        embodiment="kuka_iiwa",
+        action_space="kuka_iiwa_touch",
+        views={"primary": "observation/image"},
+        action=("action[:3]", "zeros(3)", "action[-1]"),
+        proprio={
+            "ee_recorded": ("observation/ee_position", "observation/ee_orientation"),
+            "joints": "observation/state[:7]",
+            "gripper": "observation/state[7]",
+        },
+        language="language_instruction",
+    ),
+    # Documented as 0 = open, 1 = closed; Octo takes it for the opposite.
+    "nyu_rot_dataset_converted_externally_to_rlds": Row(
+        embodiment="xarm",
+        action_space="xarm_rot",
+        views={"primary": "observation/image"},
+        action=("action[:6]", "action[6] | invert"),
+        proprio={"ee": ("observation/state[:6]", "observation/state[6] | invert")},
+        language="language_instruction",
+    ),
+    # The gripper is -1 (closed) to 1 (open), and the quaternion has w first: Octo leaves both.
+    "maniskill_dataset_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_maniskill",
+        views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+        action=("action[:6]", "action[6] | scale(0.5) | add(0.5)"),
+        proprio={
+            "ee_quat": (
+                "observation/tcp_pose[:3]",
+                "observation/tcp_pose[3:] | rotation(quat_wxyz, quat_xyzw)",
+                "observation/state[7]",
+            )
+        },
+        language="language_instruction",
+        episode_id=("file_path", "episode_id"),
+    ),
+    "cmu_franka_exploration_dataset_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_ee_10hz",
+        views={"primary": "observation/highres_image"},
+        action="action[:-1]",  # the last terminates
+        language="language_instruction",
+    ),
+    "ucsd_pick_and_place_dataset_converted_externally_to_rlds": Row(
+        embodiment="xarm",
+        action_space="xarm_twist",
+        views={"primary": "observation/image"},
+        action=("action[:3]", "zeros(3)", "action[-1]"),
+        proprio={"ee": "observation/state"},
+        language="language_instruction",
+    ),
+    "utokyo_pr2_opening_fridge_converted_externally_to_rlds": PR2,
+    "utokyo_pr2_tabletop_manipulation_converted_externally_to_rlds": PR2,
+    "utokyo_xarm_pick_and_place_converted_externally_to_rlds": Row(
+        embodiment="xarm",
+        action_space="xarm_weblab",
+        views={
+            "primary": "observation/image",
+            "secondary": "observation/image2",
+            "wrist": "observation/hand_image",
+        },
+        action="action",
+        proprio={
+            "ee_ypr": "observation/end_effector_pose",  # Octo's final transform has none
+            "joints": "observation/joint_state[:7]",
+        },
+        language="language_instruction",
+    ),
+    # The right arm of two. (Octo's final transform reads end_effector_pose, which is not there; the
+    # earlier pose_r.)
+    "utokyo_xarm_bimanual_converted_externally_to_rlds": Row(
+        embodiment="xarm",
+        action_space="xarm_weblab",
+        views={"primary": "observation/image"},
+        action="action[-7:]",
+        proprio={"ee_ypr": "observation/pose_r"},
+        language="language_instruction",
+    ),
+    "berkeley_mvp_converted_externally_to_rlds": Row(
+        embodiment="xarm",
+        action_space="xarm_joints",
+        views={"wrist": "observation/hand_image"},
+        action=("action[:-1]", "action[-1] | invert"),
+        proprio={
+            "ee_recorded": "observation/pose",
+            "joints": "observation/joint_pos",
+            "gripper": "observation/gripper | invert",  # recorded: 1 = closed
+        },
+        language="language_instruction",
+    ),
+    # 30 Hz to 10: every third step, and the joints' motion to the next of them.
+    "berkeley_rpt_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_joints_reached",
+        views={"wrist": "observation/hand_image"},
+        action=("observation/joint_pos[:7] | to_next", "action[-1] | invert"),
+        proprio={
+            "joints": "observation/joint_pos",
+            "gripper": "observation/gripper | invert",  # recorded: 1 = closed
+        },
+        language="language_instruction",
+        stride=3,
+        drop_last=1,
+    ),
+    "kaist_nonprehensile_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_kaist",
+        views={"primary": "observation/image"},
+        action=("action[:6]", "zeros(1)"),
+        proprio={"ee_pose": "observation/state[-7:]"},
+        language="language_instruction",
+    ),
+    # x, y, z, yaw, gripper (-1 = open, 1 = closed). Octo lays the yaw where roll belongs, and
+    # leaves the gripper.
+    "stanford_mask_vit_converted_externally_to_rlds": Row(
+        embodiment="sawyer",
+        action_space="sawyer_maskvit",
+        views={"primary": "observation/image"},
+        action=("action[:3]", "zeros(2)", "action[3]", "action[4] | scale(-0.5) | add(0.5)"),
+        proprio={
+            "ee": (
+                "observation/end_effector_pose[:3]",
+                "zeros(2)",
+                "observation/end_effector_pose[3:]",
+            ),
+            "joints": "observation/state[:7]",
+        },
+        language="language_instruction",
+    ),
+    "tokyo_u_lsmo_converted_externally_to_rlds": Row(
+        embodiment="cobotta",
+        action_space="cobotta_ee",
+        views={"primary": "observation/image"},
+        action="action",
+        proprio={
+            "ee": ("observation/state[:6]", "observation/state[-1]"),
+            "joints": "observation/state[6:12]",
+        },
+        language="language_instruction",
+    ),
+    "dlr_sara_pour_converted_externally_to_rlds": SARA,
+    "dlr_sara_grid_clamp_converted_externally_to_rlds": SARA,
+    # The authors' README: action is "the absolute xyz and rpy in the next timestep".
+    "asu_table_top_converted_externally_to_rlds": Row(
+        embodiment="ur5",
+        action_space="ur5_asu",
+        views={"primary": "observation/image"},
+        action="action",
+        proprio={
+            "ee": ("ground_truth_states/EE", "observation/state[-1]"),
+            "joints": "observation/state[:6]",
+        },
+        language="language_instruction",
+    ),
+    # Velocities, of the gripper too.
+    "stanford_robocook_converted_externally_to_rlds": Row(
+        embodiment="franka",
+        action_space="franka_robocook",
+        views={"primary": "observation/image_1", "secondary": "observation/image_2"},
+        action="action",
+        proprio={"ee": "observation/state"},
+        language="language_instruction",
+    ),
+    "imperialcollege_sawyer_wrist_cam": Row(
+        embodiment="sawyer",
+        action_space="sawyer_tool",
+        views={"primary": "observation/image", "wrist": "observation/wrist_image"},
+        action="action[:-1]",  # the last terminates
+        proprio={"gripper": "observation/state"},  # Octo's final transform has none
+        language="language_instruction",
+    ),
+    "uiuc_d3field": Row(
+        embodiment="kinova_gen3",
+        action_space="kinova_gen3_ee",
+        views={"primary": "observation/image_1", "secondary": "observation/image_2"},
+        action=("action", "zeros(3)", "zeros(1)"),
+        language="language_instruction",
+    ),
+    # Its state is not documented and not read.
+    "cmu_playing_with_food": Row(
+        embodiment="franka",
+        action_space="franka_ee_5hz",
+        views={"primary": "observation/image", "wrist": "observation/finger_vision_1"},
+        action=("action[:3]", "action[3:7] | rotation(quat_xyzw, euler_xyz)", "action[-1]"),
+        language="language_instruction",
+    ),
+    # Nine numbers: position, quaternion, gripper, termination. Octo takes the first three and the
+    # last four, half the quaternion and the termination among them.
+    "cmu_play_fusion": Row(
+        embodiment="franka",
+        action_space="franka_ee_5hz",
+        views={"primary": "observation/image"},
+        action=("action[:3]", "action[3:7] | rotation(quat_xyzw, euler_xyz)", "action[7]"),
+        proprio={"joints": "observation/state[:7]", "gripper": "observation/state[7]"},
+        language="language_instruction",
+    ),
+    "gnm_dataset": Row(
+        embodiment="rover",
+        action_space="rover_waypoint",
+        views={"primary": "observation/image"},
+        action="waypoint",
+        derived={"waypoint": (waypoint, ("action", "observation/position", "observation/yaw"))},
+        proprio={"base_pose": "observation/state"},
+        language="language_instruction",
+        stride=WAYPOINT_STRIDE,
+        drop_last=1,
+    ),
+    # 50 Hz to 10. Octo keeps the right wrist of the two.
+    "aloha_static_dataset": Row(**ALOHA, action_space="aloha_joints", views=ALOHA_VIEWS),
+    "aloha_dagger_dataset": Row(**ALOHA, action_space="aloha_joints", views=ALOHA_VIEWS),
+    "aloha_mobile_dataset": Row(
+        **ALOHA,
+        action_space="aloha_joints_base",
+        views={view: name for view, name in ALOHA_VIEWS.items() if view != "secondary"},
+    ),
+    "fmb_dataset": Row(
+        embodiment="franka",
+        action_space="franka_fmb",
+        views={
+            "primary": "observation/image_side_1",
+            "secondary": "observation/image_side_2",
+            "wrist": "observation/image_wrist_1",
+        },
+        action="action",
+        proprio={
+            "ee_recorded": "observation/eef_pose",
+            "gripper": "observation/state_gripper_pose",
+            "joints": "observation/joint_pos",
+        },
+        language="language_instruction",
+    ),
+    "dobbe": Row(
+        embodiment="stretch",
+        action_space="stretch_dobbe",
+        views={"wrist": "observation/wrist_image"},  # OpenVLA calls it primary
+        action="action",
+        proprio={"ee": "observation/state"},
+        language="language_instruction",
+    ),
+    "roboset": Row(
+        embodiment="franka",
+        action_space="franka_roboset",
+        views={
+            "primary": "observation/image_left",
+            "secondary": "observation/image_right",
+            "wrist": "observation/image_wrist",
+        },
+        action=("action[:7]", "action[-1] | clip01 | invert"),
+        proprio={"joints": "observation/state[:7]", "gripper": "observation/state[7]"},
+        language="language_instruction",
+    ),
+    # As in MaskViT, Octo lays the yaw where roll belongs. (Its concatenation of the readings lacks
+    # an axis and fails.)
+    "robo_net": Row(
+        embodiment="several_arms",
+        action_space="robonet_ee",
+        views={"primary": "observation/image", "secondary": "observation/image1"},
+        action=("action[:3]", "zeros(2)", "action[3]", "action[-1]"),
+        proprio={
+            "ee": (
+                "observation/state[:3]",
+                "zeros(2)",
+                "observation/state[3]",
+                "observation/state[-1]",
+            )
+        },
+        language="language_instruction",
+    ),
+    "rh20t": Row(
+        embodiment="several_arms",
+        action_space="rh20t_ee",
+        views={
+            "primary": "observation/image_front",
+            "secondary": "observation/image_side_right",
+            "wrist": "observation/image_wrist",
+        },
+        action=("action/tcp_base", "action/gripper"),
+        proprio={"ee": ("observation/tcp_base", "observation/gripper_width")},
+        language="language_instruction",
+    ),
+    # BridgeData V2 as the Open X-Embodiment bucket has it (TFDS: bridge); OpenVLA's
+    # bridge_oxe_dataset_transform. It names a second camera that version 0.1.0 does not have.
+    "bridge_oxe": Row(
+        **{
+            **REACHED,
+            "views": {"primary": "observation/image"},
+            "action": ("observation/state[:6] | to_next", "action/open_gripper"),
+            "language": SAID,
+            "episode_id": (),
+        },
+        drop_first=1,
+    ),
+    "droid_wipe": Row(**{**DROID, "views": DROID_WIPE_VIEWS, "language": "language_instruction"}),
+    **dict.fromkeys(
+        (
+            "tdroid_carrot_in_bowl",
+            "tdroid_pour_corn_in_pot",
+            "tdroid_flip_pot_upright",
+            "tdroid_move_object_onto_plate",
+            "tdroid_knock_object_over",
+            "tdroid_cover_object_with_towel",
+        ),
+        TDROID,
+    ),
 }
-# Named mixtures: data set -> weight, for dict(named="oxe_magic_soup", root=…) in a config. As in
-# Octo (oxe_dataset_mixes.py @241fb35), where weights multiply sizes (balance_weights). What stands
-# twice in a list of Octo's counts once, as there.
+# OpenVLA trains on the instructions that Octo blanks; rows "viola_with_language" and so on do.
+BLANKED = {
+    **dict.fromkeys(
+        (
+            "kuka",
+            "berkeley_cable_routing",
+            "roboturk",
+            "nyu_door_opening_surprising_effectiveness",
+            "viola",
+            "toto",
+        ),
+        SAID,
+    ),
+    **dict.fromkeys(
+        (
+            "stanford_hydra_dataset_converted_externally_to_rlds",
+            "austin_buds_dataset_converted_externally_to_rlds",
+            "nyu_franka_play_dataset_converted_externally_to_rlds",
+            "austin_sailor_dataset_converted_externally_to_rlds",
+            "austin_sirius_dataset_converted_externally_to_rlds",
+            "utaustin_mutex",
+        ),
+        "language_instruction",
+    ),
+}
+ROWS.update(
+    {
+        f"{name}_with_language": dataclasses.replace(ROWS[name], language=column)
+        for name, column in BLANKED.items()
+    }
+)
+
+# Named mixtures: data set -> weight, for dict(named="oxe_magic_soup", root=…) in a config. Octo's
+# as in oxe_dataset_mixes.py @241fb35, where weights multiply sizes (balance_weights); what stands
+# twice in a list of theirs counts once, with the first weight, as there. A data set's row is the
+# one of its name, or named beside the weight.
+RTX = {
+    "fractal20220817_data": 0.54087122203,
+    "kuka": 0.8341046294,
+    "bridge_dataset": 1.0,
+    "taco_play": 2.0,
+    "jaco_play": 2.0,
+    "berkeley_cable_routing": 3.0,
+    "roboturk": 1.0,
+    "nyu_door_opening_surprising_effectiveness": 5.0,
+    "viola": 2.0,
+    "berkeley_autolab_ur5": 1.0,
+    "toto": 1.0,
+}
+FRANKA = {
+    "taco_play": 1.0,
+    "berkeley_cable_routing": 1.0,
+    "viola": 1.0,
+    "toto": 1.0,
+    "stanford_hydra_dataset_converted_externally_to_rlds": 1.0,
+    "austin_buds_dataset_converted_externally_to_rlds": 3.0,
+    "nyu_franka_play_dataset_converted_externally_to_rlds": 3.0,
+    "maniskill_dataset_converted_externally_to_rlds": 0.1,
+    "furniture_bench_dataset_converted_externally_to_rlds": 0.1,
+    "cmu_franka_exploration_dataset_converted_externally_to_rlds": 5.0,
+    "austin_sailor_dataset_converted_externally_to_rlds": 1.0,
+    "austin_sirius_dataset_converted_externally_to_rlds": 1.0,
+    "berkeley_rpt_converted_externally_to_rlds": 1.0,
+    "kaist_nonprehensile_converted_externally_to_rlds": 3.0,
+    "stanford_robocook_converted_externally_to_rlds": 1.0,
+    IAMLAB: 1.0,
+    "utaustin_mutex": 1.0,
+    "cmu_play_fusion": 1.0,
+}
+MAGIC_SOUP = {
+    "fractal20220817_data": 0.54087122203,
+    "kuka": 0.8341046294,
+    "bridge_dataset": 1.0,
+    "taco_play": 2.0,
+    "jaco_play": 1.0,
+    "berkeley_cable_routing": 1.0,
+    "roboturk": 2.0,
+    "nyu_door_opening_surprising_effectiveness": 1.0,
+    "viola": 2.0,
+    "berkeley_autolab_ur5": 2.0,
+    "toto": 1.0,
+    "language_table": 0.1,
+    "stanford_hydra_dataset_converted_externally_to_rlds": 2.0,
+    "austin_buds_dataset_converted_externally_to_rlds": 1.0,
+    "nyu_franka_play_dataset_converted_externally_to_rlds": 3.0,
+    "furniture_bench_dataset_converted_externally_to_rlds": 0.1,
+    "ucsd_kitchen_dataset_converted_externally_to_rlds": 2.0,
+    "austin_sailor_dataset_converted_externally_to_rlds": 1.0,
+    "austin_sirius_dataset_converted_externally_to_rlds": 1.0,
+    "bc_z": 0.2,
+    DLR_EDAN: 1.0,
+    IAMLAB: 1.0,
+    "utaustin_mutex": 1.0,
+    "berkeley_fanuc_manipulation": 2.0,
+    "cmu_stretch": 1.0,
+}
+FLEX_ACT_SOUP = {
+    **MAGIC_SOUP,
+    "berkeley_mvp_converted_externally_to_rlds": 1.0,
+    "gnm_dataset": 1.0,
+    "aloha_static_dataset": 3.0,
+    "aloha_mobile_dataset": 2.0,
+    "dobbe": 1.0,
+    "roboset": 0.5,
+    "rh20t": 0.5,
+}
+
+
+def _openvla(table: dict, *without: str, **changed: float) -> dict:
+    """Octo's table as OpenVLA has it: its own Bridge, every instruction, no wrist camera alone."""
+    renamed = {"bridge_orig" if n == "bridge_dataset" else n: w for n, w in table.items()}
+    gone = ("nyu_door_opening_surprising_effectiveness", *without)
+    weights = {**{n: w for n, w in renamed.items() if n not in gone}, **changed}
+    return {
+        name: dict(weight=weight, row=f"{name}_with_language") if name in BLANKED else weight
+        for name, weight in weights.items()
+    }
+
+
+PLUS = dict(bc_z=0.2, fmb_dataset=1.0, dobbe=0.2)  # OpenVLA: bc_z from version 0.1.0
 MIXTURES = {
-    "oxe_magic_soup": {
-        "fractal20220817_data": 0.54087122203,
-        "kuka": 0.8341046294,
-        "bridge_dataset": 1.0,
-        "taco_play": 2.0,
-        "jaco_play": 1.0,
-        "berkeley_cable_routing": 1.0,
-        "roboturk": 2.0,
-        "nyu_door_opening_surprising_effectiveness": 1.0,
-        "viola": 2.0,
-        "berkeley_autolab_ur5": 2.0,
-        "toto": 1.0,
-        "language_table": 0.1,
-        "stanford_hydra_dataset_converted_externally_to_rlds": 2.0,
-        "austin_buds_dataset_converted_externally_to_rlds": 1.0,
-        "nyu_franka_play_dataset_converted_externally_to_rlds": 3.0,
-        "furniture_bench_dataset_converted_externally_to_rlds": 0.1,
-        "ucsd_kitchen_dataset_converted_externally_to_rlds": 2.0,
-        "austin_sailor_dataset_converted_externally_to_rlds": 1.0,
-        "austin_sirius_dataset_converted_externally_to_rlds": 1.0,
-        "bc_z": 0.2,
-        DLR_EDAN: 1.0,
-        IAMLAB: 1.0,
-        "utaustin_mutex": 1.0,
-        "berkeley_fanuc_manipulation": 2.0,
-        "cmu_stretch": 1.0,
-    },
-    "rtx": {
-        "fractal20220817_data": 0.54087122203,
-        "kuka": 0.8341046294,
-        "bridge_dataset": 1.0,
-        "taco_play": 2.0,
-        "jaco_play": 2.0,
-        "berkeley_cable_routing": 3.0,
-        "roboturk": 1.0,
-        "nyu_door_opening_surprising_effectiveness": 5.0,
-        "viola": 2.0,
-        "berkeley_autolab_ur5": 1.0,
-        "toto": 1.0,
-    },
-    # OpenVLA's (prismatic/vla/datasets/rlds/oxe/mixtures.py).
+    "rtx": RTX,
+    "rtx_franka": {**FRANKA, **RTX},
+    "oxe_magic_soup": MAGIC_SOUP,
+    "oxe_flex_act_soup": FLEX_ACT_SOUP,
+    # OpenVLA's (prismatic/vla/datasets/rlds/oxe/mixtures.py); its own by the names of Octo's are
+    # called openvla_*.
     "bridge_rt_1": {"bridge_orig": 1.0, "fractal20220817_data": 1.0},
-    "libero_mix": {
-        "libero_spatial_no_noops": 1.0,
-        "libero_object_no_noops": 1.0,
-        "libero_goal_no_noops": 1.0,
-        "libero_10_no_noops": 1.0,
-    },
+    "openvla_rtx": _openvla(RTX),
+    "openvla_rtx_franka": _openvla({**FRANKA, **RTX}),
+    "openvla_magic_soup": _openvla(MAGIC_SOUP, "bc_z"),
+    "oxe_magic_soup_plus": _openvla(MAGIC_SOUP, **PLUS, droid=0.06),
+    "oxe_magic_soup_plus_minus": _openvla(
+        MAGIC_SOUP, "language_table", **PLUS, fractal20220817_data=1.0
+    ),
+    "libero_mix": dict.fromkeys(
+        (
+            "libero_spatial_no_noops",
+            "libero_object_no_noops",
+            "libero_goal_no_noops",
+            "libero_10_no_noops",
+        ),
+        1.0,
+    ),
 }
 DEBUG: dict = {}
 
 
-def make(context, *, row: str) -> _table.TableStandardizer:
-    """The standardizer of one row; UserError for an unknown row, naming the nearest."""
+def make(context, *, row: str, **changes: Row) -> _table.TableStandardizer:
+    """The standardizer of one row; `changes` are fields of it to be otherwise, e.g. language=….
+
+    Raises UserError for an unknown row, naming the nearest, and for changes that are not sound.
+    """
     if row not in ROWS:
         raise plugin.UserError(
             plugin.unknown(f"data.standardizers.oxe ({context.name})", row, ROWS)
         )
-    return _table.TableStandardizer(row, ROWS[row])
+    return _table.TableStandardizer(row, dataclasses.replace(ROWS[row], **changes))

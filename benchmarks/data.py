@@ -15,6 +15,7 @@ JSON object:
     samples_per_s_cached_no_augmentation  from the resized cache
     first_batch_s                         of ten data sets: opened, workers started, first batch
     rss_mb                                the process tree's largest, in all of these
+    cpu_ms_per_sample                     of all processes: what a busy machine cannot slow down
     grain_*                               Grain's own mixture of the same sources (--grain)
     rss_mb_after                          batches -> the process tree's, --memory
 """
@@ -104,7 +105,7 @@ class Bench:
             embodiments=(widowx.EMBODIMENT,),
             action_spaces=widowx.EMBODIMENT.action_spaces,
         )
-        self.peak = 0.0
+        self.peak, self.cpu = 0.0, []
 
     def rates(self) -> dict:
         """All rates and the first batch's time; see the module."""
@@ -133,6 +134,7 @@ class Bench:
             **({} if self.arguments.only else {"first_batch_s": round(self.first_batch(), 2)}),
             "rss_mb": round(self.peak, 1),
             "rounds": {name: [round(r, 1) for r in rounds] for name, rounds in found.items()},
+            "cpu_ms_per_sample": dict(zip(found, self.cpu)),
             "times_octo": {
                 name: round(statistics.median(rounds) / _octo(name), 2)
                 for name, rounds in found.items()
@@ -212,12 +214,15 @@ class Bench:
         with stream as batches:
             for _ in range(4 * max(1, self.arguments.workers)):
                 next(batches)
+            used, whole = _cpu(), 0
             for _ in range(ROUNDS):
                 begin, drawn = time.perf_counter(), 0
                 while time.perf_counter() - begin < self.arguments.seconds:
                     next(batches)
                     drawn += self.arguments.batch_size
                 rounds.append(drawn / (time.perf_counter() - begin))
+                whole += drawn
+            self.cpu.append(round(1e3 * (_cpu() - used) / whole, 3))
             self._rss(batches)
         return rounds
 
@@ -270,6 +275,12 @@ def _grain(mix: mixture.Mixture, arguments: argparse.Namespace):
         yield iterator
     finally:
         iterator.close()
+
+
+def _cpu() -> float:
+    """Seconds of processor time that this process and its children have used."""
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in tree)
 
 
 def _octo(name: str) -> float:

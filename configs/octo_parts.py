@@ -85,7 +85,18 @@ def stream(a) -> dict:
         standardizer=dict(type="oxe", row="bridge"),
         language="optional",
         optional_views=("wrist",),
-        augment=dict(color=0.1),
+        # octo/data: words or a goal picture, never both; the wrist is not cropped.
+        goals=dict(views=("primary", "wrist")),
+        asked=dict(language=0.5, goal=0.5),
+        augment=dict(
+            crop_scale=(0.8, 1.0),
+            crop_ratio=(0.9, 1.1),
+            brightness=0.1,
+            contrast=0.1,
+            saturation=0.1,
+            hue=0.05,
+            views=dict(wrist=dict(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))),
+        ),
     )
     bridge = dict(bridge=dict(source=source, weight=1.0))
     return dict(
@@ -98,6 +109,7 @@ def stream(a) -> dict:
         heads=("action",),
         objectives=dict(action=dict(type="action", head="action")),
         image_sizes=dict(primary=(256, 256), wrist=(128, 128)),
+        resize="tensorflow",
         mixture=bridge,
         validation=bridge,
     )

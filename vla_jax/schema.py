@@ -201,5 +201,6 @@ class TrainConfig:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     compiler: dict[str, bool | int | str] = dataclasses.field(default_factory=dict)  # XLA's options
     workers: int = 0  # data processes per stream; 0 = in this one
+    accept_changed_data: bool = False  # a resumed run goes on at its n with another mixture
     writers: tuple[str, ...] = ("jsonl", "tensorboard")
     log_every: int = 50

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import numpy as np
+import psutil
 import pytest
 
 from vla_jax.data import engine
@@ -18,12 +19,30 @@ from vla_jax.types import Batch
 def mixture(folder, context):
     members = {
         "all": dict(
-            source=dict(type="rlds", path=str(folder), augment=dict(color=0.2)),
+            source=dict(
+                type="rlds",
+                path=str(folder),
+                augment=dict(color=0.2, crop_scale=(0.6, 1.0), image_dropout=0.2),
+                goals=dict(views=("primary",)),
+                asked=dict(language=0.5, goal=0.4, none=0.1),
+            ),
             weight=[(0, 1), (40, 3)],
         ),
-        "early": dict(source=dict(type="rlds", path=str(folder), steps="[:3]"), weight=1),
+        "early": dict(
+            source=dict(
+                type="rlds", path=str(folder), steps="[:3]", goals=dict(views=("primary",))
+            ),
+            weight=1,
+        ),
     }
     return mixture_lib.Mixture.make(members, context, seed=5)
+
+
+def row(batch, place: int):
+    """Row `place` of a stacked batch."""
+    if isinstance(batch, dict):
+        return {name: row(value, place) for name, value in batch.items()}
+    return batch[place]
 
 
 def take(stream, n):
@@ -41,16 +60,15 @@ def test_batches_fit_the_contract_page(mixture):
 
 def test_hosts_threads_and_resume_change_nothing(mixture):
     whole = take(engine.Stream(mixture, 8), 5)
-    for hosts in (2, 4, 8):
+    assert len({name for name, _ in map(mixture.locate, range(40))}) == 2
+    for hosts in (1, 2, 4, 8):
         parts = [
             take(engine.Stream(mixture, 8, rows=np.arange(8)[h::hosts], threads=h % 3 + 1), 5)
             for h in range(hosts)
         ]
         for k in range(5):
-            together = engine.stack([parts[n % hosts][k] for n in range(8)])
-            image = together["observation"]["images"]["primary"]  # [8, rows, ...]
-            picked = np.stack([image[n, n // hosts] for n in range(8)])
-            np.testing.assert_array_equal(picked, whole[k]["observation"]["images"]["primary"])
+            rows = [row(parts[n % hosts][k], n // hosts) for n in range(8)]
+            np.testing.assert_equal(engine.stack(rows), whole[k], "every field of every row")
     stream = engine.Stream(mixture, 8)
     next(stream), next(stream)
     n = stream.n
@@ -83,9 +101,12 @@ import pathlib, pickle, sys
 def main():
     from vla_jax.data import engine
     mixture = pickle.loads(pathlib.Path("mixture").read_bytes())
-    with engine.Stream(mixture, 8, workers=2, start_n=8) as stream:
-        batches = [next(stream) for _ in range(4)]
-        assert stream.n == 40
+    n, batches = 8, []
+    for workers, count in ((2, 2), (1, 3)):  # a run that is resumed with other workers
+        with engine.Stream(mixture, 8, workers=workers, start_n=n) as stream:
+            batches += [next(stream) for _ in range(count)]
+            n = stream.n
+    assert n == 48
     assert type(batches[0]["observation"]["images"]["primary"]).__name__ == "ndarray"
     pathlib.Path("out").write_bytes(pickle.dumps(batches))
 
@@ -94,7 +115,7 @@ if __name__ == "__main__":
 """
 
 
-def test_worker_processes_give_the_same_batches_and_leave_nothing(mixture, tmp_path):
+def test_any_number_of_workers_gives_the_same_batches_and_leaves_nothing(mixture, tmp_path):
     (tmp_path / "program.py").write_text(textwrap.dedent(WORKERS))
     (tmp_path / "mixture").write_bytes(pickle.dumps(mixture))
     project = pathlib.Path(__file__).parents[2]
@@ -109,7 +130,45 @@ def test_worker_processes_give_the_same_batches_and_leave_nothing(mixture, tmp_p
     assert done.returncode == 0, done.stderr
     assert "leaked" not in done.stderr, done.stderr
     got = pickle.loads((tmp_path / "out").read_bytes())
-    np.testing.assert_equal(got, take(engine.Stream(mixture, 8, start_n=8), 4))
+    np.testing.assert_equal(got, take(engine.Stream(mixture, 8, start_n=8), 5))
+
+
+ORPHANS = """
+import pathlib, pickle, time
+
+def main():
+    from vla_jax.data import engine
+    stream = engine.Stream(pickle.loads(pathlib.Path("mixture").read_bytes()), 8, workers=1)
+    next(stream)
+    print("reading", flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(mixture, tmp_path):
+    (tmp_path / "program.py").write_text(ORPHANS)
+    (tmp_path / "mixture").write_bytes(pickle.dumps(mixture))
+    project = pathlib.Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(project)},
+    )
+    try:
+        assert parent.stdout.readline().strip() == b"reading"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert children
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
 
 
 def test_an_error_in_a_row_reaches_the_reader(folder, context, rlds, tmp_path):

@@ -14,9 +14,10 @@ def test_vectorised_equals_the_plain_loop(data):
     action = np.arange(length * size, dtype=np.float32).reshape(length, size) + 1
     hold = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
     pad = np.full(size, -3, np.float32)
-    read, real, actions, mask = window.reference(action, t, w, c, hold, pad)
+    goal = data.draw(st.none() | st.integers(t, length - 1))
+    read, real, actions, mask = window.reference(action, t, w, c, hold, pad, goal)
     got_read, got_real = window.steps(t, w)
-    got_actions, got_mask = window.chunk(action, t, w, c, hold, pad)
+    got_actions, got_mask = window.chunk(action, t, w, c, hold, pad, goal)
     np.testing.assert_array_equal(got_read, read)
     np.testing.assert_array_equal(got_real, real)
     np.testing.assert_array_equal(got_actions, actions)
@@ -27,7 +28,9 @@ def test_vectorised_equals_the_plain_loop(data):
     np.testing.assert_array_equal(
         got_actions[got_mask], action[steps[got_mask]], "a masked-in action is the recorded one"
     )
-    assert got_mask.sum() == sum(min(c, length - s) for s in range(max(0, t - w + 1), t + 1))
+    end = length if goal is None else goal
+    counted = (max(0, min(c, end - s)) for s in range(max(0, t - w + 1), t + 1))
+    assert got_mask.sum() == sum(counted), "all that is before the end or the goal, and no more"
 
 
 def test_the_drawing_of_the_module():

@@ -208,7 +208,7 @@ def test_what_a_resumed_run_must_not_change(tmp_path):
         loop._check_order(dataclasses.replace(config, streams=fewer), assets, meta)
 
 
-def test_a_resumed_run_must_see_the_same_data(tmp_path):
+def test_a_resumed_run_must_see_the_same_data(tmp_path, caplog):
     config = toy.config(steps=1)
     table = {"robot": {"fingerprint": "a", "table": "demos 1.0"}}
     toy.run(config, tmp_path, devices=ONE, assets=checkpoint.Assets(mixtures=table))
@@ -218,6 +218,9 @@ def test_a_resumed_run_must_see_the_same_data(tmp_path):
         toy.run(more, tmp_path, devices=ONE, assets=checkpoint.Assets(mixtures=other))
     with pytest.raises(plugin.UserError, match="config.seed: got 7"):
         toy.run(dataclasses.replace(more, seed=7), tmp_path, devices=ONE)
+    asked = dataclasses.replace(more, accept_changed_data=True)
+    state = toy.run(asked, tmp_path, devices=ONE, assets=checkpoint.Assets(mixtures=other))
+    assert int(state.step) == 2 and "it goes on with sample 16" in caplog.text
 
 
 def test_batches_must_divide():

@@ -101,19 +101,22 @@ def draw(given: Mapping[str, float] | None, language: bool, goal: bool, key: byt
     return way in ("language", "both"), way in ("goal", "both")
 
 
-def contents(path: str | None) -> str:
-    """A hash of the paraphrase file, for fingerprints."""
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if path else ""
+def contents(where: str, path: str | None) -> str:
+    """A hash of the paraphrase file, for fingerprints; UserError where there is none."""
+    return hashlib.sha256(_file(where, path).read_bytes()).hexdigest() if path else ""
+
+
+def _file(where: str, path: str) -> pathlib.Path:
+    if not pathlib.Path(path).is_file():
+        raise plugin.UserError(f"{where}: paraphrases={path}: no such file")
+    return pathlib.Path(path)
 
 
 def _paraphrases(where: str, path: str | None) -> dict[str, list[str]]:
     if path is None:
         return {}
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise plugin.UserError(f"{where}: paraphrases={path}: no such file")
     try:
-        given = json.loads(file.read_text())
+        given = json.loads(_file(where, path).read_text())
     except json.JSONDecodeError as error:
         raise plugin.UserError(f"{where}: paraphrases={path}: not JSON ({error})") from error
     expected = "expected {instruction: [other words for it, …]}"

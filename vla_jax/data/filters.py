@@ -45,10 +45,9 @@ BUILT_IN = ("id", "length", "labelled", "instruction", "max_action", "max_propri
 class Facts(Mapping):
     """What is known of one episode, by name; see the module."""
 
-    def __init__(self, episodes: Episodes, episode: int):
-        self.episodes, self.episode = episodes, episode
+    def __init__(self, episodes: Episodes, episode: int, columns: Mapping[str, Sequence]):
+        self.episodes, self.episode, self.columns = episodes, episode, columns
         self.rows = slice(*(int(i) for i in episodes.start[episode : episode + 2]))
-        self.columns = {_name(name): values for name, values in episodes.metadata.items()}
 
     def __getitem__(self, name: str):
         table, rows = self.episodes, self.rows
@@ -84,7 +83,12 @@ def keep(where: str, episodes: Episodes, selected: np.ndarray, given) -> np.ndar
     tests = [_test(where, one) for one in _several(given)]
     if not tests:
         return selected
-    kept = [e for e in selected.tolist() if all(t(Facts(episodes, e)) for t in tests)]
+    columns = {re.sub(r"\W", "_", name): values for name, values in episodes.metadata.items()}
+    kept = []
+    for episode in selected.tolist():
+        facts = Facts(episodes, episode, columns)
+        if all(test(facts) for test in tests):
+            kept.append(episode)
     if not kept and len(selected):
         raise plugin.UserError(
             f"{where}: filter={given!r} leaves none of {len(selected)} episodes; loosen it"
@@ -173,7 +177,3 @@ def _value(where: str, node: ast.AST, facts: Facts):
         f"{where}: {ast.unparse(node)!r} may not stand in a filter; expected comparisons, and, or, "
         "not, numbers and strings, or dict(function=…)"
     )
-
-
-def _name(column: str) -> str:
-    return re.sub(r"\W", "_", column)

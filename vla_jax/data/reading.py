@@ -76,8 +76,9 @@ class Reading:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
 
     def described(self) -> dict:
-        """What of it decides what samples are: all but where the cache lies and how large it is."""
+        """What of it decides what samples are: all but where files lie and how large a cache is."""
         fields = dataclasses.asdict(self)
+        fields.pop("paraphrases")  # their contents count
         if self.cache is not None:
             fields["cache"] = {k: v for k, v in self.cache.items() if k in ("format", "quality")}
         return fields

@@ -84,6 +84,7 @@ class RobotRows:
         fit.one_of(f"{self.where}: chunking", reading.chunking, CHUNKINGS)
         self._augment = augment.Augment.make(self.where, reading.augment if context.train else {})
         self._hash_of_episodes, self.idle, kept = episodes.fingerprint(), 0, None
+        self._parts: dict[bool, tuple[np.ndarray, int]] = {}
         if reading.cache is not None:
             read = cache.resized(self.where, reading.cache, context, episodes, read)
         if reading.noop_threshold is not None:
@@ -135,8 +136,8 @@ class RobotRows:
     @property
     def fingerprint(self) -> str:
         """Changes with the data, or with how they are read."""
-        words = asked.contents(self.reading.paraphrases)
-        return _hash(self.data_fingerprint, self.reading.described(), words, self.context.train)
+        read = (self.reading.described(), self._wordings, self.context.train)
+        return _hash(self.data_fingerprint, *read)
 
     @property
     def data_fingerprint(self) -> str:
@@ -317,6 +318,7 @@ class RobotRows:
         reading, episodes = self.reading, self.episodes
         fit.one_of(f"{self.where}: language", reading.language, ("required", "optional"))
         self._instructions = self._goals = None
+        self._wordings = asked.contents(self.where, reading.paraphrases)
         if self.context.text_tokenizer is not None:
             if reading.language == "required":
                 self._check_language()
@@ -370,7 +372,12 @@ class RobotRows:
         )
 
     def _split(self, train: bool) -> tuple[np.ndarray, int]:
-        """(the episodes of a part, how many the filter took out of it)."""
+        """(the episodes of a part, how many the filter took out of it); found once."""
+        if train not in self._parts:
+            self._parts[train] = self._found(train)
+        return self._parts[train]
+
+    def _found(self, train: bool) -> tuple[np.ndarray, int]:
         reading = self.reading
         part = selection.split(
             self.where, self.episodes.ids, reading.holdout, reading.holdout_seed, train

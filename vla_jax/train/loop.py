@@ -199,9 +199,14 @@ def _check_order(
     for name, mixture in assets.mixtures.items():
         before = meta.assets.mixtures[name] if name in meta.assets.mixtures else mixture
         if before["fingerprint"] != mixture["fingerprint"]:
-            raise plugin.UserError(
-                f"config.streams.{name}.mixture has changed since train_step {meta.step}; a run "
-                f"that is resumed must see the same data. Before:\n{before['table']}\n"
-                f"Now:\n{mixture['table']}\n"
-                "Use another --workdir with config.init_from to begin anew on these data"
+            changed = (
+                f"config.streams.{name}.mixture has changed since train_step {meta.step}"
+                f"{{}}. Before:\n{before['table']}\nNow:\n{mixture['table']}"
             )
+            if not config.accept_changed_data:
+                raise plugin.UserError(
+                    changed.format("; a run that is resumed must see the same data")
+                    + "\nUse another --workdir with config.init_from to begin anew on these data, "
+                    "or config.accept_changed_data=True to go on with them"
+                )
+            logging.warning(changed.format(f"; it goes on with sample {meta.n.get(name, 0)}"))

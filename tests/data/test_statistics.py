@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_jax import plugin
-from vla_jax.data import selection, statistics
+from vla_jax.codecs import normalizer as normalizer_lib
+from vla_jax.data import quantiles, selection, statistics
 from vla_jax.data.sources import rlds as source_lib
 
 
@@ -71,3 +74,31 @@ def test_two_data_sets_under_one_key_are_pooled_and_a_bad_mode_is_named(rlds, tm
     assert pooled.min[0] == 0 and pooled.max[0] == 7
     with pytest.raises(plugin.UserError, match="did you mean 'zscore'"):
         statistics.compute(sources, mode="zscores")
+
+
+def test_memory_does_not_grow_with_the_data(monkeypatch):
+    """Beside a table of 8 MB: a block of rows and 2 MB of counts, whatever the number of rows."""
+    for module in (statistics, normalizer_lib):
+        monkeypatch.setattr(module, "BLOCK", 4096)
+    monkeypatch.setattr(quantiles, "TOGETHER", 1)
+    values = np.random.default_rng(0).normal(size=(500_000, 4)).astype(np.float32)
+    start = np.arange(0, len(values) + 1, 100)
+    column = statistics.Column(
+        read=functools.partial(statistics._blocks, start, np.arange(len(start) - 1), values, 4),
+        rows=len(values),
+        active=np.ones(4, bool),
+        unit_scale=np.ones(4),
+        chunk=4,
+    )
+    tables = {"arm": {"print": {"action": column}}}
+    tracemalloc.start()
+    found = statistics.measure(tables)
+    normalizer = statistics.normalizer(tables, found, mode="minmax", clip=0.5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    normalized = normalizer.forward("arm", "action", values)
+    forward = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert peak < 0.5 * values.nbytes and forward < 1.2 * normalized.nbytes
+    assert found["arm"]["action"].count == 4 * len(values) - 6 * (len(start) - 1)

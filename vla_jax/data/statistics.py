@@ -20,7 +20,7 @@ from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.data import quantiles
 from vla_jax.data.episodes import Episodes
 
-EXACT_ROWS = 2**28  # rows of one field; exact quantiles of so many take some minutes
+EXACT_ROWS = 2**28  # rows of one field; on one core 1e7 rows of 7 numbers take 7 s
 BLOCK = 2**16  # rows read at a time
 TAILS = (0.01, 0.99)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, types
+from vla_jax.data import members
 from vla_jax.models import specs as facts
 from vla_jax.nn import visibility
 
@@ -291,10 +292,11 @@ class Organs:
                 named = dict(action_space=space.name) if spec.get("action_space") else {}
                 self.objectives[objective] = {**spec, **named}
         if len(self.heads) > 1:  # what the other heads are trained on
-            for member in self.template.mixture.values():
+            mixture = self.template.mixture
+            for member in members.expand("mixture", mixture).values() if mixture else ():
                 for field in ("waypoint_group", "point_view"):
-                    if member.get("source", {}).get(field):
-                        self.targets.setdefault(field, member["source"][field])
+                    if member.source.get(field):
+                        self.targets.setdefault(field, member.source[field])
 
     # ---------------------------------------------------------------------------- what comes out
 

@@ -6,7 +6,10 @@ that its stream has, and a target that a source knows nothing about comes masked
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,6 +18,58 @@ from vla_jax import plugin
 from vla_jax.data import images
 
 TARGETS = ("point", "region_point", "region_name", "text")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How pictures with words become samples; the arguments that their sources share.
+
+    Attributes:
+      view: the view that the picture stands for.
+      targets: those of the stream; what a source knows nothing about comes masked out.
+      regions: K of the masked-out region targets: as many as the stream's other sources have.
+      cut: shorten texts that are longer than the stream's max_tokens instead of raising.
+      crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
+      holdout: share of the pictures, by a hash of their names, that is held out of training.
+      bad_samples: "error", or "skip": a sample that cannot be read gives way to the next one, and
+        is counted (see Mixture.sample).
+      index_dir: where the files' indices are kept, so that only the first start scans them.
+    """
+
+    view: str = "primary"
+    targets: tuple[str, ...] = ("text",)
+    regions: int = 0
+    cut: bool = False
+    crop: float = 1.0
+    holdout: float = 0.1
+    bad_samples: str = "error"
+    index_dir: str | None = None
+
+    @classmethod
+    def make(cls, where: str, arguments: Mapping) -> Self:
+        """From a config's arguments, whose names plugin.build has checked; checks their values."""
+        made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+        made.check(where)
+        return made
+
+    def check(self, where: str) -> None:
+        """UserError, beginning with `where`, for a value out of range."""
+        if not 0 < self.crop <= 1 or not 0 <= self.holdout < 1:
+            raise plugin.UserError(
+                f"{where}: got crop={self.crop}, holdout={self.holdout}; expected 0 < crop <= 1, "
+                "0 <= holdout < 1"
+            )
+        self.one_of(where, "bad_samples", ("error", "skip"))
+
+    def one_of(self, where: str, name: str, known: Sequence[str]) -> None:
+        """UserError where the attribute `name` is none of `known`."""
+        value = str(getattr(self, name))
+        if value not in known:
+            raise plugin.UserError(plugin.unknown(f"{where}: {name}", value, known))
+
+    def described(self) -> str:
+        """All that samples depend on, for fingerprints."""
+        return repr(dataclasses.replace(self, index_dir=None))
 
 
 def blank_targets(context, names, regions: int) -> tuple[dict, dict]:
@@ -83,12 +138,11 @@ def image_size(context, view: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-class Broken(plugin.UserError):
-    """A sample that cannot be read; a source may be told to take the next one in its place."""
-
-
 def decoded(data: bytes, where: str) -> np.ndarray:
-    """uint8 [height, width, 3]; transparency laid on white, turned as its EXIF says; or Broken."""
+    """uint8 [height, width, 3]; transparency laid on white, turned as its EXIF says.
+
+    Raises UserError, beginning with `where`, for bytes that are no image.
+    """
     try:
         if data[:2] == b"\xff\xd8" and b"Exif" not in data[:4096]:
             return images.decode(data)
@@ -97,7 +151,7 @@ def decoded(data: bytes, where: str) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
         rgba = np.asarray(image.convert("RGBA"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Broken(
+        raise plugin.UserError(
             f"{where}: {len(data)} bytes that are no readable image ({error}); repack or remove it"
         ) from error
     alpha = rgba[..., 3:].astype(np.uint16)
@@ -141,13 +195,3 @@ def encoded(tokenizer, where: str, said: str, answer: str | None, length: int, s
         return language, tokenizer.encode_padded(answer, length, ends=True, cut=short)
     except plugin.UserError as error:
         raise plugin.UserError(f"{where}: {error}; or cut texts with cut=True") from None
-
-
-def check_reading(where: str, crop: float, holdout: float, broken: str) -> None:
-    """UserError for arguments of a picture source that are out of range."""
-    if not 0 < crop <= 1 or not 0 <= holdout < 1:
-        raise plugin.UserError(
-            f"{where}: got crop={crop}, holdout={holdout}; expected 0 < crop <= 1, 0 <= holdout < 1"
-        )
-    if broken not in ("error", "next"):
-        raise plugin.UserError(plugin.unknown(f"{where}: broken", broken, ("error", "next")))

@@ -8,6 +8,7 @@
     pixels        of the picture as it is stored
 
 A box stands in brackets, [left, top, right, bottom], a point as [x, y] or (x, y); y goes down.
+What lies outside of its picture is an error: the numbers mean something else.
 No plug-in (leading underscore).
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 UNITS = ("fraction", "percent", "thousandths", "square", "pixels")
+OUTSIDE = 0.02  # so far may rounded numbers lie outside of the picture
 FORMS = ("corners", "size")  # of a box: right and bottom, or width and height
 _NUMBER = r"\s*-?\d+(?:\.\d+)?\s*"
 PLACE = re.compile(
@@ -31,8 +33,16 @@ def found(text: str) -> list[tuple[float, ...]]:
     return [_numbers(match) for match in PLACE.finditer(text)]
 
 
+def alone(text: str) -> bool:
+    """Whether a text is places and nothing else: "[0.1, 0.2]", "[(0.1, 0.2), (0.3, 0.4)]." """
+    return not PLACE.sub("", text).strip(" []().,;")
+
+
 def fractions(numbers: Sequence[float], unit: str, form: str, shape) -> np.ndarray:
-    """float64 [2 or 4]: corners or a point in fractions of a picture of `shape` (height, width)."""
+    """float64 [2 or 4]: corners or a point in fractions of a picture of `shape` (height, width).
+
+    Raises ValueError for a place that is not in the picture, or a box inside out.
+    """
     place = np.asarray(numbers, np.float64).reshape(-1, 2)
     if len(place) == 2 and form == "size":
         place = np.stack([place[0], place[0] + place[1]])
@@ -44,7 +54,14 @@ def fractions(numbers: Sequence[float], unit: str, form: str, shape) -> np.ndarr
         place = (place * side - (side - size) / 2) / size
     else:
         place = place / {"fraction": 1, "percent": 100, "thousandths": 1000}[unit]
-    return place.reshape(-1)
+    outside = np.any(place < -OUTSIDE) or np.any(place > 1 + OUTSIDE)
+    if outside or np.any(place[0] > place[-1]):
+        raise ValueError(
+            f"the place {list(numbers)} is none in its picture of {shape[1]} x {shape[0]} pixels; "
+            f"is unit={unit!r} (box={form!r}) what its numbers mean? Known: {', '.join(UNITS)}; "
+            f"{', '.join(FORMS)}"
+        )
+    return np.clip(place, 0, 1).reshape(-1)
 
 
 def seen(place: np.ndarray, shape, shown: tuple[int, int, int, int]) -> np.ndarray | None:

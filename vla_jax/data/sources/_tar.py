@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import order, runs
 from vla_jax.data.sources import _files, _sidecar
 
 KIND = "tar 1"
@@ -52,6 +53,7 @@ class Shards:
         self._keys = _joined([arrays["keys"] for _, arrays in found], np.uint8)
         lengths = _joined([arrays["key_length"] for _, arrays in found], np.int64)
         self._key_end = np.cumsum(lengths)
+        self._runs: runs.RunReader | None = None
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -73,8 +75,35 @@ class Shards:
     def read(self, i: int, ending: str) -> bytes:
         """The bytes of one member; UserError when the file has changed since it was indexed."""
         column = self.endings.index(ending)
-        span = int(self.offset[i, column]), int(self.size[i, column])
-        return self.files[self.shard[i]].read(*span)
+        offset, size = int(self.offset[i, column]), int(self.size[i, column])
+        if self._runs is not None and (run := int(self._runs.run_of[i])) >= 0:
+            begin = offset - int(self._runs.ranges[run, 1])
+            return self._runs.run(run)[begin : begin + size]
+        return self.files[self.shard[i]].read(offset, size)
+
+    def in_runs(
+        self, samples: np.ndarray, endings: Sequence[str], num_runs: int, run_bytes: int
+    ) -> order.Contiguous:
+        """The order of `samples` (ascending) by runs of a shard; from now on whole runs are read.
+
+        A run is what begins in the same `run_bytes` bytes of a shard, of the members with one of
+        `endings`.
+        """
+        columns = [self.endings.index(ending) for ending in endings if ending in self.endings]
+        offset, size = self.offset[samples][:, columns], self.size[samples][:, columns]
+        begin = np.where(size >= 0, offset, np.iinfo(np.int64).max).min(axis=1)
+        end = np.where(size >= 0, offset + size, 0).max(axis=1)
+        shard = self.shard[samples].astype(np.int64)
+        window = begin // run_bytes
+        new = (np.diff(shard) != 0) | (np.diff(window) != 0)
+        first = np.concatenate([[0], np.flatnonzero(new) + 1])
+        low, high = np.minimum.reduceat(begin, first), np.maximum.reduceat(end, first)
+        run_of = np.full(len(self), -1, np.int32)
+        lengths = np.diff(np.append(first, len(samples)))
+        run_of[samples] = np.repeat(np.arange(len(first)), lengths)
+        ranges = np.stack([shard[first], low, high], axis=1)
+        self._runs = runs.RunReader(_Fetch(self.files), run_of, ranges, 2 * num_runs)
+        return order.Contiguous(np.append(first, len(samples)), num_runs)
 
     def where(self, i: int) -> str:
         """What to call a sample in an error: file and key."""
@@ -86,6 +115,16 @@ class Shards:
         for array in (self._keys, self._key_end, self.shard, self.offset, self.size, selected):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
+
+
+class _Fetch:
+    """What a RunReader fetches by: (shard, offset, length) -> bytes."""
+
+    def __init__(self, files: Sequence[_files.File]):
+        self.files = files
+
+    def fetch(self, shard: int, offset: int, length: int) -> bytes:
+        return self.files[shard].read(offset, length)
 
 
 def find(where: str, path: str | Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@
     000.txt                         the caption itself
 
 That is also the layout that img2dataset writes (github.com/rom1504/img2dataset), whose captions may
-be empty and whose pictures may be broken: `broken="next"` takes the next sample instead.
+be empty and whose pictures may be broken: see `bad_samples`.
 
 A row carries the caption twice, for whoever reads it: as the task's `language` (contrastive: the
 text side), and as the target `text` with BOS and EOS (next-token prediction). A stream that trains
@@ -15,6 +15,7 @@ for instance "describe the picture".
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -22,44 +23,64 @@ from collections.abc import Sequence
 import numpy as np
 
 from vla_jax import plugin, types
+from vla_jax.data import runs
 from vla_jax.data.sources import _picture_row, _tar
 
 DEBUG = {}
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("json", "txt")
-TRIES = 32  # samples in a row that may be broken, where they may be at all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading(_picture_row.Reading):
+    """How captioned pictures become samples; see also _picture_row.Reading.
+
+    Attributes:
+      captions: JSON fields to take captions from, each a string or a list of them; all that are
+        there are candidates, one is drawn per row.
+      language: the instruction; None: the caption.
+      access: "random" (local disks), or "contiguous" (object stores): samples come from `num_runs`
+        runs of about `run_bytes` bytes of a shard at a time, each read by one request.
+    """
+
+    captions: tuple[str, ...] = ("caption", "text")
+    language: str | None = None
+    access: str = "random"
+    num_runs: int = 16
+    run_bytes: int = 2**22
+
+    def check(self, where: str) -> None:
+        """UserError, beginning with `where`, for a value out of range."""
+        super().check(where)
+        self.one_of(where, "access", runs.ACCESS)
+        if self.num_runs < 1 or self.run_bytes < 1:
+            raise plugin.UserError(
+                f"{where}: num_runs={self.num_runs}, run_bytes={self.run_bytes}, expected >= 1"
+            )
 
 
 class ImageText:
-    """An IndexedSource of captioned pictures; `make` says what it is made of."""
+    """An IndexedSource of captioned pictures; `make` says what it is made of.
 
-    def __init__(
-        self,
-        context,
-        shards,
-        samples,
-        *,
-        captions,
-        language,
-        view,
-        targets,
-        regions,
-        cut,
-        crop,
-        broken,
-    ):
+    `runs` is how contiguous access orders its samples, None where any of them is read alone.
+    """
+
+    def __init__(self, context, shards: _tar.Shards, samples: np.ndarray, reading: Reading):
         self.context, self._shards, self._samples = context, shards, samples
-        self._captions, self._language, self._targets = captions, language, targets
-        self._view, self._regions, self._cut, self._crop = view, regions, cut, crop
-        self._broken, self.replaced = broken, 0
-        self._size = _picture_row.image_size(context, view)
-        _picture_row.blank_targets(context, targets, regions)  # unknown names raise here
+        self._reading = reading
+        self.skips = reading.bad_samples == "skip"  # see Mixture.sample
+        self._size = _picture_row.image_size(context, reading.view)
+        # Unknown names raise here.
+        _picture_row.blank_targets(context, reading.targets, reading.regions)
+        self.runs = None
+        if reading.access == "contiguous":
+            used = (*PICTURES, *CAPTIONS)
+            self.runs = shards.in_runs(samples, used, reading.num_runs, reading.run_bytes)
         tokenizer = getattr(context.text_tokenizer, "fingerprint", None)
-        how = (self._size, captions, language, targets, view, regions, cut, crop, context.train)
-        how = (*how, broken, context.max_tokens, context.window, context.resize, tokenizer)
-        digest = hashlib.sha256(f"{shards.fingerprint(samples)} {how!r}".encode())
-        self.fingerprint = digest.hexdigest()[:16]
+        said = (shards.fingerprint(samples), self._size, reading.described(), context.train)
+        said = (*said, context.max_tokens, context.window, context.resize, tokenizer)
+        self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -67,43 +88,35 @@ class ImageText:
     def sample(self, index: int, rng: np.random.Generator) -> dict:
         """Row `index` of the vl stream; `rng` chooses among several captions, and the crop.
 
-        Raises UserError for a picture that does not decode, a sample without a caption (unless
-        `broken` is "next"), a caption longer than max_tokens (unless `cut`), and a context without
-        a text tokenizer.
+        Raises UserError for a picture that does not decode, a sample without a caption, a caption
+        longer than max_tokens (unless `cut`), and a context without a text tokenizer.
         """
         if self.context.text_tokenizer is None:
             raise plugin.UserError(
                 f"{self.context.name}: captions need a text tokenizer and the config names none; "
                 "make one with `vla data text-tokenizer` and set text_tokenizer"
             )
-        for attempt in range(TRIES):
-            try:
-                return self._row((index + attempt) % len(self), rng)
-            except _picture_row.Broken:
-                if self._broken == "error" or attempt == TRIES - 1:
-                    raise
-                self.replaced += 1  # in this process
-
-    def _row(self, index: int, rng: np.random.Generator) -> dict:
         sample = int(self._samples[index])
         choices = self.captions(index)
         caption = choices[int(rng.integers(len(choices)))]
-        targets, masks = _picture_row.blank_targets(self.context, self._targets, self._regions)
+        targets, masks = _picture_row.blank_targets(
+            self.context, self._reading.targets, self._reading.regions
+        )
         language, text = _picture_row.encoded(
             self.context.text_tokenizer,
             self._shards.where(sample),
-            caption if self._language is None else self._language,
+            caption if self._reading.language is None else self._reading.language,
             caption if "text" in targets else None,
             self.context.max_tokens,
-            self._cut,
+            self._reading.cut,
         )
         if text is not None:
             targets["text"], masks["text"] = text
         image = self._picture(sample)
         train = rng if self.context.train else None
-        shown = _picture_row.part(image.shape, self._size, self._crop, train)
+        shown = _picture_row.part(image.shape, self._size, self._reading.crop, train)
         image = _picture_row.cut(image, shown, self._size, self.context.resize)
-        return _picture_row.row(self.context, self._view, image, language, targets, masks)
+        return _picture_row.row(self.context, self._reading.view, image, language, targets, masks)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of a sample; UserError when it has none."""
@@ -112,18 +125,22 @@ class ImageText:
             try:
                 said[ending] = self._shards.read(sample, ending).decode()
                 text = said[ending]
-                found = [text] if ending == "txt" else _fields(json.loads(text), self._captions)
+                found = (
+                    [text] if ending == "txt" else _fields(json.loads(text), self._reading.captions)
+                )
             except ValueError as error:
                 if isinstance(error, plugin.UserError):
                     raise
-                raise _picture_row.Broken(
+                raise plugin.UserError(
                     f"{self._shards.where(sample)}.{ending}: no UTF-8 text, or no JSON ({error})"
                 ) from error
             found = [line for caption in found if (line := " ".join(caption.split()))]
             if found:
                 return tuple(found)
-        fields = f"expected one of the fields {self._captions}" if "json" in said else "empty"
-        raise _picture_row.Broken(
+        fields = (
+            f"expected one of the fields {self._reading.captions}" if "json" in said else "empty"
+        )
+        raise plugin.UserError(
             f"{self._shards.where(sample)}.{ending}: no caption: {fields}; "
             f"got {said[ending][:80]!r}"
         )
@@ -134,8 +151,8 @@ class ImageText:
         for i in range(len(self)):
             try:
                 found += self.captions(i)
-            except _picture_row.Broken:
-                if self._broken == "error":
+            except plugin.UserError:
+                if not self.skips:
                     raise
         return found
 
@@ -145,66 +162,29 @@ class ImageText:
         return _picture_row.decoded(data, f"{self._shards.where(sample)}.{ending}")
 
 
-def make(
-    context,
-    *,
-    path: str | Sequence[str],
-    captions: Sequence[str] = ("caption", "text"),
-    language: str | None = None,
-    view: str = "primary",
-    targets: Sequence[str] = ("text",),
-    regions: int = 0,
-    cut: bool = False,
-    crop: float = 1.0,
-    holdout: float = 0.1,
-    broken: str = "error",
-    index_dir: str | None = None,
-) -> ImageText:
+def make(context, *, path: str | Sequence[str], **reading: Reading) -> ImageText:
     """A source of captioned pictures for the vl stream.
 
     Args:
       context: SourceContext; with `train` False the held-out pictures, without augmentation.
-      path: a tar, a folder of tars, a pattern ("web/{000..127}.tar"), or several; URLs, too.
-      captions: JSON fields to take captions from, each a string or a list of them; all that are
-        there are candidates, one is drawn per row.
-      language: the instruction; None: the caption.
-      view: the view that the picture stands for.
-      targets: those of the stream; targets that captions know nothing about come masked out.
-      regions: K of the masked-out region targets: as many as the stream's other sources have.
-      cut: shorten captions that are longer than the stream's max_tokens instead of raising.
-      crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
-      holdout: share of the pictures, chosen by their keys, that is held out of training.
-      broken: "next": in place of a sample whose picture or caption cannot be read comes the next
-        one, and `replaced` counts it; "error": it is an error.
-      index_dir: where the shards' indices are kept, so that only the first start scans them.
+      path: a tar, a folder of tars, a pattern ("web/{00000..00127}.tar", "web/*.tar"), or several
+        of them; local or by URL.
+      reading: captions, view, targets, holdout, access, …: see Reading.
 
     Raises:
       UserError: nothing at `path`, a broken or compressed tar, a picture without a caption or the
-        other way round, no picture left, or a number out of range.
+        other way round, no picture left, or an argument out of range.
     """
-    where = context.name
-    _picture_row.check_reading(where, crop, holdout, broken)
-    shards = _tar.Shards(_tar.find(where, path), index_dir)
+    made = Reading.make(context.name, reading)
+    shards = _tar.Shards(_tar.find(context.name, path), made.index_dir)
     _check_pairs(shards)
-    samples = np.flatnonzero((shards.share < holdout) != context.train)
+    samples = np.flatnonzero((shards.share < made.holdout) != context.train)
     if not len(samples):
         raise plugin.UserError(
-            f"{where}: {len(shards)} pictures at {path!r}, none of them in the "
-            f"{'training' if context.train else 'held-out'} part (holdout={holdout})"
+            f"{context.name}: {len(shards)} pictures at {path!r}, none of them in the "
+            f"{'training' if context.train else 'held-out'} part (holdout={made.holdout})"
         )
-    return ImageText(
-        context,
-        shards,
-        samples,
-        view=view,
-        captions=tuple(captions),
-        language=language,
-        targets=tuple(targets),
-        cut=cut,
-        crop=crop,
-        regions=regions,
-        broken=broken,
-    )
+    return ImageText(context, shards, samples, made)
 
 
 def _check_pairs(shards: _tar.Shards) -> None:
@@ -225,12 +205,12 @@ def texts(
     path: str | Sequence[str],
     captions: Sequence[str] = ("caption", "text"),
     holdout: float = 0.1,
-    broken: str = "error",
+    bad_samples: str = "error",
     index_dir: str | None = None,
 ) -> list[str]:
     """The training captions, what a text tokenizer may be trained on; arguments as in `make`."""
     context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
-    how = dict(captions=captions, holdout=holdout, broken=broken, index_dir=index_dir)
+    how = dict(captions=captions, holdout=holdout, bad_samples=bad_samples, index_dir=index_dir)
     return make(context, path=path, **how).texts()
 
 

@@ -10,9 +10,9 @@
 
 (LLaVA, docs/Finetune_Custom_Data.md.) The question is the task's `language`, the answer the target
 `text`. With `unit`, boxes and points mean places of the picture: in both texts they are rewritten
-as fractions of the part that is shown, and the target `point` is the middle of an answer's only
-place, or of the one in the record's field `place`. A place that a crop has cut off masks its
-targets.
+as fractions of the part that is shown, and the target `point` is the middle of what is shown of a
+place: the one in the record's field `place`, or one of those that an answer consists of. A place
+that a crop has cut off masks its targets.
 
 Records stay in their file, and are read by byte range: in memory are places and numbers of turns.
 """
@@ -34,65 +34,39 @@ DEBUG = {}
 KIND = "llava 1"
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant", "model")
 TAG = "<image>"
-TRIES = 32  # samples in a row that may be broken, where they may be at all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How records become samples.
+class Reading(_picture_row.Reading):
+    """How records become samples; see also _picture_row.Reading.
+
+    All that is asked about a picture is held out with it.
 
     Attributes:
-      view: the view that the picture stands for.
-      targets: those of the stream; what the records know nothing about comes masked out.
-      regions: K of the masked-out region targets: as many as the stream's other sources have.
       history: how many earlier turns of the conversation stand before the question.
       unit: what numbers in brackets mean, one of _places.UNITS; None: they are text, and a crop
         would falsify them.
       place: a field of the record that holds a box or point; None: they stand in the answers.
       box: "corners" (left, top, right, bottom) or "size" (left, top, width, height).
-      cut: shorten texts that are longer than the stream's max_tokens instead of raising.
-      crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
-      holdout: share of the pictures, by a hash of their names, that is held out of training, with
-        all that is asked about them.
-      broken: "next": in place of a sample whose picture cannot be read comes the next one, and
-        `replaced` counts it; "error": it is an error.
       text_only: "error" or "leave_out", for records without a picture.
-      index_dir: where the files' indices are kept, so that only the first start reads them whole.
     """
 
-    view: str = "primary"
-    targets: tuple[str, ...] = ("text",)
-    regions: int = 0
     history: int = 0
     unit: str | None = None
     place: str | None = None
     box: str = "corners"
-    cut: bool = False
-    crop: float = 1.0
-    holdout: float = 0.1
-    broken: str = "error"
     text_only: str = "error"
-    index_dir: str | None = None
 
-    @classmethod
-    def make(cls, where: str, arguments: Mapping) -> Reading:
-        """From a config's arguments, whose names plugin.build has checked; checks their values."""
-        made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
-        _picture_row.check_reading(where, made.crop, made.holdout, made.broken)
-        for name, known in (
-            ("unit", ("None", *_places.UNITS)),
-            ("box", _places.FORMS),
-            ("text_only", ("error", "leave_out")),
-        ):
-            if str(getattr(made, name)) not in known:
-                raise plugin.UserError(
-                    plugin.unknown(f"{where}: {name}", str(getattr(made, name)), known)
-                )
-        if made.place is not None and made.unit is None:
+    def check(self, where: str) -> None:
+        """UserError, beginning with `where`, for a value out of range."""
+        super().check(where)
+        self.one_of(where, "unit", ("None", *_places.UNITS))
+        self.one_of(where, "box", _places.FORMS)
+        self.one_of(where, "text_only", ("error", "leave_out"))
+        if self.place is not None and self.unit is None:
             raise plugin.UserError(
-                f"{where}: place={made.place!r} needs unit, what its numbers mean"
+                f"{where}: place={self.place!r} needs unit, what its numbers mean"
             )
-        return made
 
 
 class Llava:
@@ -100,13 +74,13 @@ class Llava:
 
     def __init__(self, context, files, samples, images: str, reading: Reading, left_out: int):
         self.context, self._files, self._samples, self._images = context, files, samples, images
-        self._reading, self._left_out, self.replaced = reading, left_out, 0
+        self._reading, self._left_out = reading, left_out
+        self.skips = reading.bad_samples == "skip"  # see Mixture.sample
         self._size = _picture_row.image_size(context, reading.view)
         # Unknown names raise here.
         _picture_row.blank_targets(context, reading.targets, reading.regions)
         tokenizer = getattr(context.text_tokenizer, "fingerprint", None)
-        how = dataclasses.replace(reading, index_dir=None)
-        said = (self._size, how, context.train, context.max_tokens, context.window)
+        said = (self._size, reading.described(), context.train, context.max_tokens, context.window)
         digest = hashlib.sha256(repr((*said, context.resize, tokenizer, images)).encode())
         digest.update(np.ascontiguousarray(samples))
         self.fingerprint = digest.hexdigest()[:16]
@@ -121,8 +95,8 @@ class Llava:
     def sample(self, index: int, rng: np.random.Generator) -> dict:
         """Row `index` of the vl stream; `rng` chooses the crop.
 
-        Raises UserError for a picture that is not there or does not decode (unless `broken` is
-        "next"), a text longer than max_tokens (unless `cut`), and a context without a text
+        Raises UserError for a picture that is not there or does not decode, numbers that are no
+        places of it, a text longer than max_tokens (unless `cut`), and a context without a text
         tokenizer.
         """
         if self.context.text_tokenizer is None:
@@ -130,28 +104,6 @@ class Llava:
                 f"{self.context.name}: questions need a text tokenizer and the config names none; "
                 "make one with `vla data text-tokenizer` and set text_tokenizer"
             )
-        for attempt in range(TRIES):
-            try:
-                return self._row((index + attempt) % len(self), rng)
-            except _picture_row.Broken:
-                if self._reading.broken == "error" or attempt == TRIES - 1:
-                    raise
-                self.replaced += 1  # in this process
-
-    def turn(self, index: int) -> tuple[str, str, dict, str]:
-        """(what is asked, the answer, the record, what to call it in an error)."""
-        file, offset, length, number, turn, _ = (int(v) for v in self._samples[index].tolist())
-        record = json.loads(self._files[file].read(offset, length))
-        where = f"{self._files[file].path}: record {number} ({record.get('id')})"
-        texts = [_plain(entry["value"]) for entry in record["conversations"]]
-        begin = max(0, turn - 2 * self._reading.history)
-        return " ".join(texts[begin : turn + 1]), texts[turn + 1], record, where
-
-    def texts(self) -> list[str]:
-        """Every question and answer, what a text tokenizer may be trained on."""
-        return [text for i in range(len(self)) for text in self.turn(i)[:2]]
-
-    def _row(self, index: int, rng: np.random.Generator) -> dict:
         how = self._reading
         said, answer, record, where = self.turn(index)
         image = self._picture(record, where)
@@ -161,8 +113,11 @@ class Llava:
         asked, told, place = said, answer, None
         if how.unit:
             move = (how.unit, how.box, image.shape, shown)
-            asked, told = (_places.rewritten(text, *move) for text in (said, answer))
-            place = self._place(record, answer, where, image.shape, shown)
+            try:
+                asked, told = (_places.rewritten(text, *move) for text in (said, answer))
+                place = self._place(record, answer, rng, *move)
+            except ValueError as error:
+                raise plugin.UserError(f"{where}: {error}") from error
         language, text = _picture_row.encoded(
             self.context.text_tokenizer,
             where,
@@ -179,37 +134,41 @@ class Llava:
         image = _picture_row.cut(image, shown, self._size, self.context.resize)
         return _picture_row.row(self.context, how.view, image, language, targets, masks)
 
-    def _place(self, record: Mapping, answer: str, where: str, shape, shown) -> np.ndarray | None:
-        """The one place that the answer, or the record's field, says; None: none, or cut off."""
-        how = self._reading
-        if how.place is None:
-            found = _places.found(answer)
-            if len(found) != 1:
+    def turn(self, index: int) -> tuple[str, str, dict, str]:
+        """(what is asked, the answer, the record, what to call it in an error)."""
+        file, offset, length, number, turn, _ = (int(v) for v in self._samples[index].tolist())
+        record = json.loads(self._files[file].read(offset, length))
+        where = f"{self._files[file].path}: record {number} ({record.get('id')})"
+        texts = [_plain(entry["value"]) for entry in record["conversations"]]
+        begin = max(0, turn - 2 * self._reading.history)
+        return " ".join(texts[begin : turn + 1]), texts[turn + 1], record, where
+
+    def texts(self) -> list[str]:
+        """Every question and answer, what a text tokenizer may be trained on."""
+        return [text for i in range(len(self)) for text in self.turn(i)[:2]]
+
+    def _place(self, record: Mapping, answer: str, rng, *move) -> np.ndarray | None:
+        """The place in the record's field, or one of the answer's; None: none, or cut off."""
+        field = self._reading.place
+        if field is None:
+            choices = _places.found(answer) if _places.alone(answer) else ()
+            if not choices:
                 return None
-            numbers = found[0]
+            numbers = choices[int(rng.integers(len(choices)))]
         else:
-            numbers = record.get(how.place)
-            if np.ndim(numbers) == 2 and len(numbers) == 1:
+            numbers = record.get(field)
+            if isinstance(numbers, list) and len(numbers) == 1:
                 numbers = numbers[0]
             if not _is_place(numbers):
-                raise _picture_row.Broken(
-                    f"{where}: field {how['place']!r}: got {numbers!r}, expected 2 or 4 numbers"
-                )
-        place = _places.fractions(numbers, how.unit, how.box, shape)
-        if np.any(place < -0.02) or np.any(place > 1.02):
-            raise _picture_row.Broken(
-                f"{where}: the place {list(numbers)} lies outside of its picture of "
-                f"{shape[1]} x {shape[0]} pixels; is unit={how['unit']!r} (box={how['box']!r}) "
-                f"what its numbers mean? Known: {', '.join(_places.UNITS)}"
-            )
-        return _places.seen(place, shape, shown)
+                raise ValueError(f"field {field!r}: got {numbers!r}, expected 2 or 4 numbers")
+        return _places.seen(_places.fractions(numbers, *move[:-1]), *move[-2:])
 
     def _picture(self, record: Mapping, where: str) -> np.ndarray:
         path = _files.join(self._images, _image(record))
         try:
             data = _files.read(path)
         except plugin.UserError as error:
-            raise _picture_row.Broken(f"{where}: field 'image': {error}") from error
+            raise plugin.UserError(f"{where}: field 'image': {error}") from error
         return _picture_row.decoded(data, f"{where}: field 'image': {path}")
 
 
@@ -252,12 +211,16 @@ def make(context, *, path: str | Sequence[str], images: str, **reading: Reading)
 
 
 def texts(
-    *, path: str | Sequence[str], images: str = "", holdout: float = 0.1, **rest
+    *,
+    path: str | Sequence[str],
+    holdout: float = 0.1,
+    text_only: str = "error",
+    index_dir: str | None = None,
 ) -> list[str]:
     """The training questions and answers, what a text tokenizer may be trained on."""
     context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
-    known = {k: rest[k] for k in ("text_only", "index_dir") if k in rest}
-    return make(context, path=path, images=images, holdout=holdout, **known).texts()
+    how = dict(holdout=holdout, text_only=text_only, index_dir=index_dir)
+    return make(context, path=path, images=".", **how).texts()
 
 
 def _scan(file: _files.File) -> Mapping[str, np.ndarray]:

@@ -66,7 +66,8 @@ def new() -> ml_collections.ConfigDict:
 
 
 def _config_dict(tree: Mapping) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(dict(tree), type_safe=False)  # the schema checks types
+    # type_safe=False: the schema checks types, and says better what it expected.
+    return ml_collections.ConfigDict(dict(tree), type_safe=False)
 
 
 def _skeleton(cls: type) -> dict:

@@ -1,6 +1,5 @@
 """Contiguous access: every epoch a permutation, whole runs read once, a bounded buffer."""
 
-import concurrent.futures
 import pathlib
 import pickle
 import uuid
@@ -135,8 +134,7 @@ def test_the_processes_of_a_host_fetch_a_run_once(store, context):
     workers = [pickle.loads(pickle.dumps(parent)) for _ in range(3)]
     _files.counts.reset()
     samples = 18 * 12
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        rows = list(pool.map(lambda n: workers[n % 3].sample(n), range(samples)))
+    rows = [workers[n % 3].sample(n) for n in range(samples)]
     assert _files.counts.requests <= runs_of, "the parent had read one when it was made"
     for n in (0, 100, 215):
         np.testing.assert_equal(rows[n], parent.sample(n))
@@ -177,7 +175,7 @@ def test_what_has_no_bytes_to_fetch_is_said(folder, context):
         source_lib.make(context, path=str(folder), access="contigous")
     with pytest.raises(plugin.UserError, match="num_runs=0"):
         source_lib.make(context, path=str(folder), access="contiguous", num_runs=0)
-    source = source_lib.make(context, path=str(folder))
+    source = source_lib.make(context, path=str(folder), access="contiguous")
     with pytest.raises(plugin.UserError, match="not read by ranges"):
         runs.make("here", source.episodes, source._samples, [], lambda *_: [], source.reading)
 

@@ -108,26 +108,13 @@ class RobotRows:
 
     def _open(self, episodes: episodes_lib.Episodes, read, kept: np.ndarray | None) -> None:
         """Sets how pictures of the samples are read; `episodes` is the table that `read` knows."""
-        fit.one_of(f"{self.where}: access", self.reading.access, runs_lib.ACCESS)
-        self.runs = None
-        if self.reading.access == "contiguous":
-            self.runs, read = runs_lib.make(
-                self.where,
-                episodes,
-                self._samples,
-                list(self.context.image_sizes),
-                read,
-                self.reading,
-            )
+        self.runs, read = runs_lib.make(
+            self.where, episodes, self._samples, list(self.context.image_sizes), read, self.reading
+        )
         self._samples = mapped.shared(self._samples)
+        sizes, method = dict(self.context.image_sizes), self.context.resize
         self._pictures = Pictures(
-            self.where,
-            self.episodes,
-            read,
-            kept,
-            dict(self.context.image_sizes),
-            self.context.resize,
-            self._augment,
+            self.where, self.episodes, read, kept, sizes, method, self._augment
         )
         self.read = self._pictures.recorded
 

@@ -39,8 +39,8 @@ def make(
     views: Sequence[str],
     read: FrameReader,
     reading: Reading,
-) -> tuple[order.Contiguous, FrameReader]:
-    """(the runs of a source's samples, the reader that fetches whole runs).
+) -> tuple[order.Contiguous | None, FrameReader]:
+    """(the runs of a source's samples, the reader that fetches whole runs); random: (None, `read`).
 
     Args:
       where: for messages.
@@ -49,10 +49,14 @@ def make(
       views: those whose images are read.
       read: a FrameReader with `places(view, episode, rows) -> [(offset, length)]` in the episode's
         shard, and `fetch(shard, offset, length) -> bytes`.
-      reading: num_runs, run_bytes.
+      reading: access, num_runs, run_bytes.
 
-    Raises UserError for a format that has no byte ranges, and for numbers below 1.
+    Raises UserError for another access, a format that has no byte ranges, and numbers below 1.
     """
+    if reading.access not in ACCESS:
+        raise plugin.UserError(plugin.unknown(f"{where}: access", reading.access, ACCESS))
+    if reading.access == "random":
+        return None, read
     if reading.num_runs < 1 or reading.run_bytes < 1:
         raise plugin.UserError(
             f"{where}: num_runs={reading.num_runs}, run_bytes={reading.run_bytes}, expected >= 1"

@@ -75,12 +75,14 @@ def open_table(
         _index_build.ensure(folder, shards, workers)
         table = _standardized(where, folder, pieces, shards, standardizer, bad_samples)
         arrays, about = episodes_lib.pack(table)
-        return arrays, about | {"files": [_file(shard) for shard in shards]}
+        return arrays, about | {"plain": [_file(shard) != shard.path for shard in shards]}
 
     arrays, about = kept(path, make)
-    if any(not _files.is_file(f) for f, s in zip(about["files"], shards) if f != s.path):
+    copies = [_index.plain_copy(shard.target) for shard in shards]
+    files = [c if plain else s.path for c, plain, s in zip(copies, about["plain"], shards)]
+    if any(plain and not _files.is_file(c) for c, plain in zip(copies, about["plain"])):
         _index_build.ensure(folder, shards, workers)  # an unpacked copy was removed
-    return episodes_lib.unpack(where, arrays, about), shards, about["files"]
+    return episodes_lib.unpack(where, arrays, about), shards, files
 
 
 def _file(shard: _index_build.Shard) -> str:

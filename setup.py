@@ -63,6 +63,6 @@ setup(
     packages=find_packages(include=["vla_jax", "vla_jax.*"]),
     package_data={"vla_jax": ["assets/**/*", "evals/*.jinja"]},
     install_requires=CORE,
-    extras_require={"sim": SIM, "rlds": RLDS, "dev": DEV},
+    extras_require={"sim": SIM, "rlds": RLDS, "plan": ["jax[tpu]"], "dev": DEV},
     entry_points={"console_scripts": ["vla = vla_jax.cli.main:main"]},
 )

@@ -80,18 +80,6 @@ def test_one_that_fails_ends_all():
     assert local(2, sys.executable, "-c", code, timeout=40).returncode == 7
 
 
-def test_the_pod_script_parses():
-    script = str(PROJECT / "launch" / "tpu_pod.sh")
-    assert subprocess.run(["bash", "-n", script]).returncode == 0
-    done = subprocess.run(
-        ["bash", script],
-        capture_output=True,
-        text=True,
-        env={"TPU": "x", "ZONE": "y", "PATH": "/bin:/usr/bin"},
-    )
-    assert done.returncode == 2 and "vla train" in done.stderr
-
-
 WAITING = """
 import signal, sys, time
 def save(*_):

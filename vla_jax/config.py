@@ -2,9 +2,8 @@
 
 A config file is plain Python whose ``get_config(arg)`` fills ``config.new()``. `load` runs it,
 lays ``--config.a.b=c`` over it and parses the result into `TrainConfig`: an unknown key names the
-nearest known one, a wrong type says what was expected. Plug-in specs (``dict(type="flow", …)``)
-stay plain dicts; `plugin.build` checks them against the plug-in's own signature. Defaults live here
-or in a plug-in's signature, once. Sequences become tuples, so that JSON round trips are exact.
+nearest known one, a wrong type says what was expected. Defaults live in the schema (schema.py) or
+in a plug-in's signature, once. Sequences become tuples, so that JSON round trips are exact.
 """
 
 from __future__ import annotations
@@ -21,191 +20,41 @@ from typing import Any, Literal, Union
 import ml_collections
 
 from vla_jax import plugin
+from vla_jax.schema import (
+    CheckpointConfig,
+    InitFromConfig,
+    LegacyConfig,
+    MeshConfig,
+    ModelConfig,
+    NormalizerConfig,
+    OptimizerConfig,
+    PerLayer,
+    Row,
+    Schedule,
+    ShardingConfig,
+    Spec,
+    StreamConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 
-Spec = dict[str, Any]  # a plug-in: its `type` and arguments
-Row = tuple[str, Any]  # (regex over parameter paths, value): the first row that matches decides
-PerLayer = float | tuple[float, ...]  # one value, or one per layer of a stacked parameter
-Schedule = float | tuple[tuple[float, float], ...]  # a value, or (n, value) points joined by lines
-
-
-def _section():
-    return dataclasses.dataclass(frozen=True, kw_only=True)
-
-
-def _empty():
-    return dataclasses.field(default_factory=dict)
-
-
-@_section()
-class LegacyConfig:
-    """What imported Octo checkpoints need for their numbers; new networks leave it alone.
-
-    shifted:   rules take a group's first token for one of the group before it (Octo 1.0)
-    unseeing:  what a query that may see nothing gets, "zeros" or the "mean" of all values (flax)
-    readouts:  True: readouts of steps before the episode's beginning count as real
-    oldest:    True: a window shorter than the position tables takes their first rows, not the last
-    """
-
-    shifted: bool = False
-    unseeing: Literal["zeros", "mean"] = "zeros"
-    readouts: bool = False
-    oldest: bool = False
-
-
-@_section()
-class ModelConfig:
-    """The network: one trunk, and tables of named organs from which each stream picks."""
-
-    trunk: Spec
-    shared: dict[str, Spec] = _empty()  # modules that several organs use: text_embedding, grounding
-    tokenizers: dict[str, Spec] = _empty()
-    readouts: dict[str, int] = _empty()  # name -> tokens
-    heads: dict[str, Spec] = _empty()
-    rules: tuple[tuple[str, str, str], ...] = ()  # (query groups, key groups, rule)
-    dtype: str = "float32"  # of computation; parameters, softmax and losses stay float32
-    max_window: int = 0  # steps of the position tables; 0: the longest window of a stream
-    legacy: LegacyConfig = dataclasses.field(default_factory=LegacyConfig)
-
-
-@_section()
-class StreamConfig:
-    """One kind of batch in a step: its size, token layout, heads, objectives and mixture."""
-
-    batch_size: int
-    groups: tuple[str, ...]  # tokenizers in token order
-    window: int = 1
-    action_horizon: int = 1
-    conditioning: dict[str, tuple[str, ...]] = _empty()  # group -> groups that it reads
-    readouts: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
-    objectives: dict[str, Spec] = _empty()  # each with an optional weight
-    mixture: dict[str, Spec] = _empty()  # member -> dict(source=spec, weight=…)
-    validation: dict[str, Spec] = _empty()  # the held-out members; empty = not validated
-    max_tokens: int = 16
-    image_sizes: dict[str, tuple[int, int]] = _empty()  # view -> (height, width)
-    resize: Literal["area", "tensorflow"] = "area"  # how pictures come to these sizes (images.py)
-
-
-@_section()
-class OptimizerConfig:
-    """AdamW with a schedule; rows of `groups` multiply `lr` and `weight_decay` per parameter."""
-
-    lr: float = 3e-4
-    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
-    warmup: int = 0  # train_steps of linear warm-up
-    final: float = 0.0  # cosine: fraction of lr at the last train_step
-    timescale: int = 10_000  # rsqrt: lr * sqrt(timescale / (train_step - warmup + timescale))
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip: float | None = 1.0  # global norm of the gradient
-    groups: tuple[Row, ...] = (
-        (r".*/(bias|scale)", {"weight_decay": 0.0}),
-        (r".*", {}),
-    )  # (regex, {"lr": PerLayer, "weight_decay": PerLayer}): factors, default 1
-    ema: float | None = None  # decay of the moving average of the trained parameters
-    accumulation: int = 1  # microbatches of one train_step
-
-
-@_section()
-class MeshConfig:
-    """Sizes of the mesh axes; -1 (one axis) is what the others leave."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
-
-
-@_section()
-class ShardingConfig:
-    """First-match table from parameter paths to axes, see parallel/sharding.py."""
-
-    rules: tuple[Row, ...] = (
-        # The trunk's widths over tensor: heads and the MLP's hidden units; stacked [layer, …].
-        (
-            r"params/trunk/.*/(query|key|value|hidden_0)/kernel",
-            {"axes": (None, "fsdp", "tensor"), "or_replicate": True},
-        ),
-        (
-            r"params/trunk/.*/mlp/out/kernel",
-            {"axes": (None, "tensor", "fsdp"), "or_replicate": True},
-        ),
-        (
-            r"params/trunk/.*/out/kernel",
-            {"axes": (None, "tensor", None, "fsdp"), "or_replicate": True},
-        ),
-        (r".*", "fsdp"),
-    )
-    small: int = 2**16  # parameters of fewer numbers are replicated
-
-
-@_section()
-class CheckpointConfig:
-    """When to save: resume points, and apart from them the best by a metric."""
-
-    every: int = 1000  # train_steps; the last one is always saved
-    keep: int = 2
-    best_metric: str | None = None  # e.g. "validation/robot/action"
-    best_mode: Literal["min", "max"] = "min"
-    best_keep: int = 1
-
-
-@_section()
-class ValidationConfig:
-    """Held-out batches per stream, the same ones each time."""
-
-    every: int | None = None  # train_steps; None = never
-    batches: int = 8
-
-
-@_section()
-class NormalizerConfig:
-    """How numbers are scaled: field patterns ("action", "proprio/*") -> mode, first match wins."""
-
-    stats: Literal["recompute", "checkpoint"] = "recompute"
-    modes: tuple[tuple[str, str], ...] = (("action", "q01_q99"), ("*", "zscore"))
-    clip: float | None = None
-
-
-@_section()
-class InitFromConfig:
-    """Others' parameters to begin with: a run's (models/pretrained.py), pretrained encoders'."""
-
-    checkpoint: str | None = None
-    fresh: tuple[str, ...] = ()  # regexes of paths that start anew
-    rename: tuple[tuple[str, str], ...] = ()  # (regex, replacement): new path -> checkpoint's path
-    encoders: dict[str, str] = dataclasses.field(default_factory=dict)  # tokenizer -> HF's folder
-
-    def __post_init__(self):
-        if not self.checkpoint and (self.fresh or self.rename or not self.encoders):
-            raise plugin.UserError("config.init_from.checkpoint is missing: name a run's folder")
-
-
-@_section()
-class TrainConfig:
-    """Everything a run is, in the order in which a reader asks."""
-
-    steps: int
-    model: ModelConfig
-    streams: dict[str, StreamConfig]
-    seed: int = 0
-    embodiments: tuple[str, ...] = ()
-    text_tokenizer: str | None = None  # path of a SentencePiece model or a T5's tokenizer.json
-    normalizer: NormalizerConfig = dataclasses.field(default_factory=NormalizerConfig)
-    init_from: InitFromConfig | None = None
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    freeze: tuple[tuple[str, bool], ...] = ()  # (regex, frozen?) over parameter paths
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
-    compiler: dict[str, bool | int | str] = dataclasses.field(default_factory=dict)  # XLA's options
-    workers: int = 0  # data processes per stream; 0 = in this one
-    accept_changed_data: bool = False  # a resumed run goes on at its n with another mixture
-    writers: tuple[str, ...] = ("jsonl", "tensorboard")
-    log_every: int = 50
+__all__ = [  # the schema's names, for those who hold a config
+    "CheckpointConfig",
+    "InitFromConfig",
+    "LegacyConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "NormalizerConfig",
+    "OptimizerConfig",
+    "PerLayer",
+    "Row",
+    "Schedule",
+    "ShardingConfig",
+    "Spec",
+    "StreamConfig",
+    "TrainConfig",
+    "ValidationConfig",
+]
 
 
 def new() -> ml_collections.ConfigDict:
@@ -217,7 +66,8 @@ def new() -> ml_collections.ConfigDict:
 
 
 def _config_dict(tree: Mapping) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(dict(tree), type_safe=False)  # the schema checks types
+    # type_safe=False: the schema checks types, and says better what it expected.
+    return ml_collections.ConfigDict(dict(tree), type_safe=False)
 
 
 def _skeleton(cls: type) -> dict:

@@ -68,6 +68,21 @@ def test_moments_follow_their_parameter(mesh):
     assert adam.count.spec == P() and out["step"].spec == P()
 
 
+@pytest.mark.parametrize("shape", [(3, 256, 128), (3, 128, 256), (3, 128, 128)])
+def test_factored_moments_take_the_spec_without_an_axis(mesh, shape):
+    params = {"params": {"trunk": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}}}
+    rules = ((".*", (None, "fsdp", "tensor")),)
+    state = jax.eval_shape(optax.scale_by_factored_rms().init, params)
+    out = sharding.state_shardings(state, params, rules, mesh, small=1)
+    for name in ("v_row", "v_col"):
+        made, found = (getattr(s, name)["params"]["trunk"]["kernel"] for s in (state, out))
+        # optax's own choice: the mean over the largest axis (the last of equals), over the other
+        largest = 1 if shape[1] > shape[2] else 2
+        lacks = largest if name == "v_row" else 3 - largest
+        assert made.shape == tuple(np.delete(shape, lacks))
+        assert found.spec == P(None, "tensor" if lacks == 1 else "fsdp")
+
+
 def test_report_counts_bytes(mesh):
     shardings = sharding.state_shardings(PARAMS, PARAMS, RULES, mesh, small=1)
     text = sharding.report(PARAMS, shardings)

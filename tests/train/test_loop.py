@@ -156,6 +156,22 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_updates_that_are_left_out(tmp_path):
+    """Two broken train_steps are counted and change nothing; 25 in a row are an error."""
+    weight = ((0, 1.0), (1.5, 1.0), (2, float("nan")))
+    broken = {**toy.OBJECTIVES, "vl": {"point": (toy.Square("vl", "point"), weight)}}
+    config = toy.config(steps=4, optimizer=dict(skip=0.0))
+    state = toy.run(config, tmp_path / "a", objectives=broken, devices=ONE)
+    lines = {line["step"]: line for line in jsonl.read(str(tmp_path / "a"))}
+    assert [lines[i]["skipped"] for i in (1, 2, 3, 4)] == [0, 0, 1, 1]
+    assert "loss" in lines[1] and "loss" not in lines[3]
+    two = toy.run(toy.config(steps=4, optimizer=dict(skip=0.0)), tmp_path / "b", devices=ONE)
+    assert not same(two.trained, state.trained)
+    config = toy.config(steps=40, optimizer=dict(skip=0.0))
+    with pytest.raises(plugin.UserError, match="25th update in a row that was left out"):
+        toy.run(config, tmp_path / "c", objectives=broken, devices=ONE)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -45,6 +45,80 @@ def test_schedules():
     assert at(7, schedule="constant") == 2.0
 
 
+def test_stable_and_piecewise_schedules():
+    def at(step, **settings):
+        return float(optimizer.schedule(config_lib.OptimizerConfig(lr=2.0, **settings), 110)(step))
+
+    wsd = dict(schedule="wsd", warmup=10, decay=50, final=0.1)
+    assert at(4, **wsd) == pytest.approx(1.0) and at(10, **wsd) == at(60, **wsd) == 2.0
+    assert at(85, **wsd) == pytest.approx(2 * 0.55) and at(110, **wsd) == pytest.approx(0.2)
+    points = dict(schedule="piecewise", points=((0, 1.0), (50, 1.0), (100, 0.5)))
+    assert at(20, **points) == 2.0 and at(75, **points) == pytest.approx(1.5)
+    assert at(300, **points) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(schedule="wsd"), "decay: got 0, expected 1 to 110"),
+        (dict(schedule="wsd", decay=111), "decay: got 111"),
+        (dict(schedule="piecewise"), "points: got .*expected"),
+        (dict(schedule="piecewise", points=((5, 1.0), (5, 0.0))), "increasing"),
+    ],
+)
+def test_schedules_that_say_too_little(settings, message):
+    with pytest.raises(plugin.UserError, match=message):
+        optimizer.schedule(config_lib.OptimizerConfig(**settings), 110)
+
+
+def test_adafactor_is_factored_and_learns():
+    """A matrix of 256 x 128 keeps 384 numbers of second moment; its parameters reach the aim."""
+    aim = jax.random.normal(jax.random.key(0), (2, 256, 128))
+    params = {"params": {"kernel": jnp.zeros((2, 256, 128)), "bias": jnp.zeros(3)}}
+    settings = config_lib.OptimizerConfig(type="adafactor", lr=0.05, schedule="constant", clip=None)
+    chain = optimizer.make(settings, 10, params)
+    state = chain.init(params)
+    second = optax.tree_utils.tree_get(state, "v_row"), optax.tree_utils.tree_get(state, "v_col")
+    assert sum(s["params"]["kernel"].size for s in second) == 2 * (256 + 128)
+    momentum = optax.tree_utils.tree_get(state, "ema")["params"]["kernel"]
+    assert momentum.dtype == jnp.bfloat16
+
+    @jax.jit
+    def step(params, state):
+        grads = {"params": {"kernel": params["params"]["kernel"] - aim, "bias": jnp.zeros(3)}}
+        updates, state = chain.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(200):
+        params, state = step(params, state)
+    assert float(jnp.abs(params["params"]["kernel"] - aim).mean()) < 0.1
+
+
+@pytest.mark.parametrize("limit", [0.0, 5.0])
+def test_bad_gradients_are_left_out_and_counted(limit):
+    chain = optax.adam(0.1)
+    careful = optimizer.skipping(chain, limit)
+    params = {"params": {"w": jnp.ones(4)}}
+    good = [{"params": {"w": jnp.full(4, 1 + 0.1 * i)}} for i in range(40)]
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    spike = jax.tree.map(lambda x: x * 1e4, params)
+    update = jax.jit(careful.update)
+    plain, state = chain.init(params), careful.init(params)
+    for i, grads in enumerate(good):
+        for bad in [broken] + ([spike] if limit and i > optimizer.SEEN else []):
+            updates, after = update(bad, state, params)
+            assert all(not np.any(np.asarray(u)) for u in jax.tree.leaves(updates))
+            assert float(optimizer.metrics(state, after)["skipped"][0]) == 1
+            state = after
+        expected, plain = chain.update(grads, plain, params)
+        updates, after = update(grads, state, params)
+        assert float(optimizer.metrics(state, after)["skipped"][0]) == 0
+        state = after
+        close(updates, expected)
+    spikes = (39 - optimizer.SEEN) * bool(limit)
+    assert int(state.used) == 40 and int(state.skipped) == 40 + spikes
+
+
 def test_agrees_with_optax_adamw():
     ours = after(weight_decay=0.3, clip=0.5, groups=((".*", {}),))
     chain = optax.chain(

@@ -71,14 +71,18 @@ def _fake_devices() -> int:
 
 def _with_devices(arguments: argparse.Namespace, count: int) -> int:
     """The exit code of the same verb in a process with `count` fake devices."""
-    flags = re.sub(rf"{FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{flags} {FLAG}={count}".strip(),
-        "JAX_PLATFORMS": "cpu",
-    }
     which = ("--config", arguments.config) if arguments.config else ("--plugin", arguments.plugin)
     verb = ["smoke", *which, "--mesh", arguments.mesh, *arguments.overrides]
     program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"
     command = [sys.executable, "-c", program, *verb]
-    return subprocess.run(command, env=environment).returncode
+    return subprocess.run(command, env=fake_devices(count)).returncode
+
+
+def fake_devices(count: int) -> dict[str, str]:
+    """The environment of a process that sees `count` CPU devices."""
+    flags = re.sub(rf"{FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"{flags} {FLAG}={count}".strip(),
+        "JAX_PLATFORMS": "cpu",
+    }

@@ -24,6 +24,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="configs/X.py[:key=value,…]")
     parser.add_argument("--workdir", help="where checkpoints, metrics and pictures go")
     parser.add_argument("--dry-run", action="store_true", help="build everything, train nothing")
+    parser.add_argument(
+        "--verify-determinism",
+        action="store_true",
+        help="three train_steps twice, compared bit for bit; keeps nothing (exit code 1: differ)",
+    )
+    parser.add_argument(
+        "--debug-nans",
+        action="store_true",
+        help="stop inside the operation that makes the first NaN (slow)",
+    )
     parser.set_defaults(overrides=[])  # ``--config.a.b=c``, gathered by main
 
 
@@ -31,16 +41,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Assembles the run and trains, or prints what it would be."""
     config = config_lib.load(arguments.config, arguments.overrides)
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
+    import jax
+
     from vla_jax.evals import pictures
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble
+    from vla_jax.train import assemble, determinism
 
     processes.initialize()
+    if arguments.debug_nans:
+        jax.config.update("jax_debug_nans", True)
     assembly = assemble.assemble(config, arguments.workdir)
     if arguments.dry_run:
         print(config_lib.to_json(config))
         print(describe(assembly))
         return 0
+    if arguments.verify_determinism:
+        verdict = determinism.verify(assembly)
+        if processes.first():
+            print(json.dumps(verdict), flush=True)
+        return 0 if verdict["bitwise_equal"] else 1
     if not arguments.workdir:
         raise plugin.UserError("--workdir is missing: the folder for checkpoints and metrics.")
 

@@ -31,7 +31,7 @@ def rows_of_host(mesh: Mesh, batch_size: int) -> np.ndarray:
 
     UserError if the batch does not divide over the mesh.
     """
-    ways = _ways(mesh)
+    ways = shards(mesh)
     if batch_size % ways:
         raise plugin.UserError(
             f"batch_size {batch_size} is not divisible by the {ways} shards of the mesh "
@@ -43,11 +43,11 @@ def rows_of_host(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 def global_batch(tree: Any, mesh: Mesh) -> Any:
     """Arrays [B, …] over the mesh from host-local rows [b, …] that stand as `rows_of_host` says."""
-    share = len(rows_of_host(mesh, _ways(mesh)))  # shards of the batch on this host
+    share = len(rows_of_host(mesh, shards(mesh)))  # shards of the batch on this host
 
     def assemble(local):
         local = np.asarray(local)
-        size = len(local) * _ways(mesh) // share
+        size = len(local) * shards(mesh) // share
         position = np.full(size, -1)
         position[rows_of_host(mesh, size)] = np.arange(len(local))
         return jax.make_array_from_callback(
@@ -66,5 +66,6 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def _ways(mesh: Mesh) -> int:
+def shards(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch."""
     return int(np.prod([mesh.shape[axis] for axis in meshes.BATCH]))

@@ -8,7 +8,8 @@ A row is ``(regex, axes)`` over whole paths (``params/trunk/attention/query/kern
     None or ()                          replicated
 
 An optimizer moment or moving average of a parameter has a path that ends in the parameter's, and
-its shape: it takes the same spec. Everything else (counters) is replicated, small parameters too.
+its shape: it takes the same spec. A factored moment (Adafactor's) lacks one of its axes, and takes
+the spec without it. Everything else (counters) is replicated, small parameters too.
 
 Trap: with fsdp and tensor on two dimensions of one weight, and batches over (data, fsdp), XLA's
 partitioner silently returns WRONG gradients where the layer's output is left unconstrained (2x2x2,
@@ -49,10 +50,26 @@ def state_shardings(
 
     def sharding(path, leaf):
         name = owner(path, flat)
-        same = name is not None and tuple(leaf.shape) == tuple(flat[name].shape)
-        return NamedSharding(mesh, table[name] if same else PartitionSpec())
+        if name is None:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, _of_moment(path, leaf.shape, flat[name].shape, table[name]))
 
     return trees.map_with_path(sharding, state)
+
+
+def _of_moment(path: str, shape: tuple, of: tuple, spec: PartitionSpec) -> PartitionSpec:
+    """The spec of a leaf of `shape` that belongs to a parameter of shape `of` and this spec."""
+    if tuple(shape) == tuple(of):
+        return spec
+    axes = [*spec, *[None] * (len(of) - len(spec))]
+    # optax factors the two largest axes: v_row lacks the largest (the last of equals), v_col the
+    # other.
+    order = np.argsort(of, kind="stable")[::-1]
+    lacks = order[1:2] if "v_col" in path.split("/") else order[:1]
+    for axis in lacks.tolist():
+        if tuple(np.delete(of, axis)) == tuple(shape):
+            return PartitionSpec(*np.delete(np.asarray(axes, object), axis))
+    return PartitionSpec()
 
 
 def owner(path: str, params: Mapping[str, Any]) -> str | None:

@@ -16,14 +16,18 @@ import rich.progress
 from vla_jax import plugin
 from vla_jax.parallel import arrays
 
+PATIENCE = 25  # updates in a row that may be left out
+
 
 class Log:
     """Means of the metrics since the last line, exact over masks: Σ sum / Σ count.
 
-    Only process 0 writes and draws.
+    Only process 0 writes and draws. A loss or parameters that are not finite raise UserError; where
+    such updates are left out (config.optimizer.skip), only PATIENCE of them in a row do.
     """
 
     def __init__(self, workdir: str, writers: Sequence[str], *, start: int, steps: int, every: int):
+        self._left_out = 0  # updates in a row
         self._steps, self._every, self._first = steps, every, jax.process_index() == 0
         modules = writer_modules(writers)
         self._writers = [module.make(workdir) for module in modules] if self._first else []
@@ -53,22 +57,29 @@ class Log:
             return
         done, metrics = self._pending
         self._pending = None
-        for name, pair in arrays.fetch(metrics).items():
-            self._sums[name] = self._sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        loss = float(arrays.fetch(metrics["loss"])[0])
+        found = {k: np.asarray(pair, np.float64) for k, pair in arrays.fetch(metrics).items()}
+        loss, skipped = found["loss"][0], "skipped" in found and found["skipped"][0] > 0
+        self._check(done, loss, found["parameter_norm"][0], skipped)
+        for name, pair in found.items():
+            if not skipped or np.isfinite(pair).all():  # one bad train_step spoils no mean
+                self._sums[name] = self._sums.get(name, np.zeros(2)) + pair
         self._counted += 1
-        # The loss is from before the update, the norm from after it: both before a save.
-        norm = float(arrays.fetch(metrics["parameter_norm"])[0])
-        if not np.isfinite(loss + norm):
-            raise plugin.UserError(
-                f"train_step {done}: the loss is {loss}, the parameters' norm {norm}; "
-                "lower config.optimizer.lr, lengthen its warmup, or look for broken rows. The last "
-                "checkpoint is as it was"
-            )
         if self._bar:
             self._bar.move(done, loss)
         if done % self._every == 0 or done == self._steps:
             self._line(done)
+
+    def _check(self, done: int, loss: float, norm: float, skipped: bool) -> None:
+        # The loss is from before the update, the norm from after it: both before a save.
+        self._left_out = self._left_out + 1 if skipped else 0
+        if np.isfinite(norm) and (skipped or np.isfinite(loss)) and self._left_out < PATIENCE:
+            return
+        row = f", the {self._left_out}th update in a row that was left out" if skipped else ""
+        raise plugin.UserError(
+            f"train_step {done}: the loss is {loss}, the parameters' norm {norm}{row}; "
+            "lower config.optimizer.lr, lengthen its warmup, or look for broken rows. The last "
+            "checkpoint is as it was"
+        )
 
     def _line(self, done: int) -> None:
         now = time.perf_counter()

@@ -1,9 +1,9 @@
-"""AdamW with a schedule, and a first-match table of factors per parameter, or per layer of one."""
+"""AdamW or Adafactor with a schedule, and a first-match table of factors per parameter or layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,19 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, trees
 
 FACTORS = ("lr", "weight_decay")
+AVERAGED = 100  # gradients that the average norm, against which a spike is judged, goes back
+SEEN = 20  # gradients before any is judged
+FACTORED_DECAY = 0.8  # Adafactor: the second moment's decay is 1 - step^-0.8
 
 
 def schedule(config: config_lib.OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """The learning rate as a function of the train_step: linear warm-up, then the named shape."""
+    """The learning rate as a function of the train_step: linear warm-up, then the named shape.
+
+    "wsd" stays at lr and falls linearly over the last `decay` train_steps (warm-up, stable, decay:
+    Hu et al. 2024, MiniCPM); "piecewise" joins `points` by lines. UserError for points that are not
+    there or do not increase, and a decay longer than the run.
+    """
+    _check_schedule(config, steps)
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -28,6 +37,12 @@ def schedule(config: config_lib.OptimizerConfig, steps: int) -> Callable[[jax.Ar
             shape = config.final + (1 - config.final) * 0.5 * (1 + jnp.cos(jnp.pi * part))
         elif config.schedule == "rsqrt":
             shape = jnp.sqrt(config.timescale / (done + config.timescale))
+        elif config.schedule == "wsd":
+            left = jnp.clip((steps - step) / max(config.decay, 1), 0.0, 1.0)
+            shape = config.final + (1 - config.final) * left
+        elif config.schedule == "piecewise":
+            at, shares = zip(*config.points)
+            shape = jnp.interp(step, jnp.asarray(at, jnp.float32), jnp.asarray(shares))
         else:
             shape = 1.0
         return config.lr * warm * shape
@@ -40,8 +55,10 @@ def make(
 ) -> optax.GradientTransformation:
     """The optimizer of the trained part of `variables` (arrays or shapes of all parameters).
 
-    UserError for a row of `config.groups` that matches no parameter, an unknown factor, or values
-    per layer that do not fit the leading axis.
+    Adafactor (Shazeer & Stern 2018) is used as in big_vision (Zhai et al. 2022): the second moment
+    of large matrices is factored, momentum is kept in bfloat16, the step is not scaled by the
+    parameter's size. UserError for a row of `config.groups` that matches no parameter, an unknown
+    factor, or values per layer that do not fit the leading axis.
     """
     trees.check_rows("config.optimizer.groups", _typed_by_user(config), variables)
     shapes = dict(trees.items(variables))
@@ -66,8 +83,53 @@ def make(
         return updates, optax.ScaleByScheduleState(count=state.count + 1)
 
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-    return optax.chain(clip, adam, optax.GradientTransformation(init, update))
+    last = optax.GradientTransformation(init, update)
+    chain = optax.chain(clip, *_moments(config), last)
+    return chain if config.skip is None else skipping(chain, config.skip)
+
+
+class Skipping(NamedTuple):
+    """What leaving out updates remembers, around another optimizer's state."""
+
+    inner: Any
+    norm: jax.Array  # float32 []: average of the norms of the gradients that were used
+    used: jax.Array  # int32 []
+    skipped: jax.Array  # int32 []
+
+
+def skipping(optimizer: optax.GradientTransformation, limit: float) -> optax.GradientTransformation:
+    """`optimizer` without the updates of gradients that are not finite, or far too large.
+
+    Too large is a norm over `limit` times the average of some hundred before (0: none is). A
+    gradient that is left out changes no state but the count.
+    """
+
+    def init(params):
+        zero = jnp.zeros((), jnp.int32)
+        return Skipping(optimizer.init(params), jnp.zeros(()), zero, zero)
+
+    def update(grads, state, params):
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(norm)
+        if limit:
+            good &= (state.used < SEEN) | (norm <= limit * state.norm)
+        whole = jax.tree.map(lambda g: jnp.where(good, g, jnp.zeros((), g.dtype)), grads)
+        updates, inner = optimizer.update(whole, state.inner, params)
+        updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.zeros((), u.dtype)), updates)
+        inner = jax.tree.map(lambda new, old: jnp.where(good, new, old), inner, state.inner)
+        used = state.used + good
+        share = 1.0 / jnp.clip(used, 1, AVERAGED)
+        average = jnp.where(good, state.norm + share * (norm - state.norm), state.norm)
+        return updates, Skipping(inner, average, used, state.skipped + ~good)
+
+    return optax.GradientTransformation(init, update)
+
+
+def metrics(before: Any, after: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """{"skipped": (1 or 0, 1)} of one update, from the optimizer's states around it; else {}."""
+    if not isinstance(after, Skipping):
+        return {}
+    return {"skipped": ((after.skipped - before.skipped).astype(jnp.float32), jnp.ones(()))}
 
 
 def average(ema: Any, trained: Any, decay: float, step: jax.Array) -> Any:
@@ -75,6 +137,30 @@ def average(ema: Any, trained: Any, decay: float, step: jax.Array) -> Any:
     step = jnp.asarray(step, jnp.float32)
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, trained)
+
+
+def _moments(config: config_lib.OptimizerConfig) -> tuple[optax.GradientTransformation, ...]:
+    if config.type == "adamw":
+        return (optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),)
+    factored = optax.scale_by_factored_rms(decay_rate=FACTORED_DECAY)
+    if not config.b1:
+        return (factored,)
+    return factored, optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16)
+
+
+def _check_schedule(config: config_lib.OptimizerConfig, steps: int) -> None:
+    where = "config.optimizer"
+    if config.schedule == "wsd" and not 0 < config.decay <= steps:
+        raise plugin.UserError(
+            f"{where}.decay: got {config.decay}, expected 1 to {steps} train_steps for schedule wsd"
+        )
+    if config.schedule == "piecewise":
+        at = [step for step, _ in config.points]
+        if not at or any(b <= a for a, b in zip(at, at[1:])):
+            raise plugin.UserError(
+                f"{where}.points: got {config.points}, expected (train_step, fraction of lr) at "
+                "increasing train_steps for schedule piecewise"
+            )
 
 
 def _typed_by_user(config: config_lib.OptimizerConfig) -> tuple:

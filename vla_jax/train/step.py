@@ -80,9 +80,10 @@ def make_train_step(
         metrics |= {
             "loss": (loss, one),
             "gradient_norm": (_norm(grads), one),
+            **{f"gradient_norm/{organ}": (_norm(g), one) for organ, g in _organs(grads).items()},
             "parameter_norm": (_norm(after.trained), one),
             "lr": (rate(state.step), one),
-        }
+        } | optimizers.metrics(state.opt_state, after.opt_state)
         return after, metrics
 
     return train_step
@@ -194,6 +195,15 @@ def _weight(weight: config_lib.Schedule, step: jax.Array) -> jax.Array | float:
         return weight
     xs, ys = zip(*weight)
     return jnp.interp(step.astype(jnp.float32), jnp.asarray(xs, jnp.float32), jnp.asarray(ys))
+
+
+def _organs(grads: Mapping[str, Any]) -> dict[str, Any]:
+    """{module: its gradients}, e.g. trunk, heads_action; of all collections."""
+    found: dict[str, list] = {}
+    for modules in grads.values():
+        for name, tree in modules.items():
+            found.setdefault(name, []).append(tree)
+    return found
 
 
 def _norm(tree: Any) -> jax.Array:

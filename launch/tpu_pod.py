@@ -1,0 +1,138 @@
+"""Trains on a Cloud TPU slice: asks for it, sets every host up, trains, asks anew when it is taken.
+
+  python launch/tpu_pod.py --name octo --zone us-west4-a --type v5litepod-256 \\
+      --runtime v2-alpha-tpuv5-lite --repository URL --spot -- \\
+      --config configs/octo_base.py:data=gs://bucket/bridge --workdir gs://bucket/runs/octo
+  … --dry-run                                     prints the gcloud commands, runs none
+
+The slice is a queued resource (`gcloud compute tpus queued-resources`). Every host runs the same
+command; jax finds the others by itself (parallel/processes.py). A training that was asked to stop
+has saved and exits with 75: the same line goes on from there, as it does when a spot slice was
+taken away. Other failures end this program with their exit code; the slice stays for a look, and is
+given back by `--delete`. Not tried on a pod: none was at hand when it was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+
+PREEMPTED = 75  # vla_jax/cli/train.py: saved, run me again
+GONE = ("FAILED", "SUSPENDING", "SUSPENDED")  # states from which a slice does not come back
+POLL = 30.0  # seconds
+TPUS = ("gcloud", "compute", "tpus")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The training's exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", required=True, help="of the slice and of its request")
+    parser.add_argument("--zone", required=True)
+    parser.add_argument("--type", help="e.g. v5litepod-256, v5p-128")
+    parser.add_argument("--runtime", help="e.g. v2-alpha-tpuv5-lite, v2-alpha-tpuv5")
+    parser.add_argument("--repository", help="where the hosts clone this project from")
+    parser.add_argument("--revision", default="main")
+    parser.add_argument("--spot", action="store_true", help="cheaper, may be taken away")
+    parser.add_argument("--tries", type=int, default=20, help="slices to ask for in all")
+    parser.add_argument("--delete", action="store_true", help="give the slice back, and end")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- arguments of vla train")
+    arguments = parser.parse_args(argv)
+    words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    pod = Pod(arguments)
+    if arguments.delete:
+        return pod.call(pod.deleting())
+    if not words or not (arguments.type and arguments.runtime and arguments.repository):
+        parser.error("expected --type, --runtime, --repository and -- --config C --workdir gs://…")
+    if arguments.dry_run:
+        for command in (pod.creating(), pod.describing(), pod.preparing(), pod.training(words)):
+            print(shlex.join(command))
+        return 0
+    return train(pod, words, arguments.tries)
+
+
+def train(pod: Pod, words: list[str], tries: int) -> int:
+    """Trains until it is done, it fails on its own, or `tries` slices were used."""
+    for _ in range(tries):
+        state = pod.state()
+        if state in GONE:  # taken away: the request goes too, a new one queues
+            pod.call(pod.deleting())
+            state = None
+        if state is None and (code := pod.call(pod.creating())):
+            return code
+        while (state := pod.state()) not in ("ACTIVE", *GONE):
+            print(f"tpu_pod.py: {state}, waiting for the slice", file=sys.stderr, flush=True)
+            time.sleep(POLL)
+        if state in GONE:
+            continue
+        code = pod.call(pod.preparing()) or pod.call(pod.training(words))
+        # A slice that is taken away cuts the line: ssh says 255, and its state says why.
+        if code != PREEMPTED and pod.state() not in GONE:
+            return code
+    print(f"tpu_pod.py: not done after {tries} slices; run it again to go on", file=sys.stderr)
+    return PREEMPTED
+
+
+class Pod:
+    """The gcloud commands of one slice."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.a, self.where = arguments, ("--zone", arguments.zone)
+
+    def call(self, command: list[str]) -> int:
+        """Runs a command; its exit code."""
+        print(f"tpu_pod.py: {shlex.join(command)}", file=sys.stderr, flush=True)
+        return subprocess.run(command).returncode
+
+    def state(self) -> str | None:
+        """The request's state as Cloud TPU calls it, None where there is no request."""
+        done = subprocess.run(self.describing(), capture_output=True, text=True)
+        if done.returncode:
+            return None
+        return json.loads(done.stdout).get("state", {}).get("state", "UNKNOWN")
+
+    def creating(self) -> list[str]:
+        """Asks for the slice."""
+        spot = ["--spot"] if self.a.spot else []
+        kind = ["--accelerator-type", self.a.type, "--runtime-version", self.a.runtime]
+        create = [*TPUS, "queued-resources", "create", self.a.name, "--node-id", self.a.name]
+        return [*create, *self.where, *kind, *spot]
+
+    def describing(self) -> list[str]:
+        """Asks how the request stands."""
+        return [*TPUS, "queued-resources", "describe", self.a.name, *self.where, "--format=json"]
+
+    def deleting(self) -> list[str]:
+        """Gives slice and request back."""
+        delete = [*TPUS, "queued-resources", "delete", self.a.name, *self.where]
+        return [*delete, "--force", "--quiet"]
+
+    def preparing(self) -> list[str]:
+        """Sets every host up: the project at one revision, jax for TPUs on top of its pins."""
+        version = "$(.venv/bin/python -c 'import jax; print(jax.__version__)')"
+        return self._on_all(f"""set -e
+[ -d vla_jax ] || git clone {shlex.quote(self.a.repository)} vla_jax
+cd vla_jax
+git fetch -q
+git checkout -q {shlex.quote(self.a.revision)}
+make setup
+.venv/bin/python -m pip install -q "jax[tpu]=={version}\"""")
+
+    def training(self, words: list[str]) -> list[str]:
+        """Trains, on every host the same."""
+        flags = 'eval "$(.venv/bin/python launch/flags.py tpu)"'
+        return self._on_all(f"cd vla_jax && {flags} && .venv/bin/vla train {shlex.join(words)}")
+
+    def _on_all(self, script: str) -> list[str]:
+        ssh = [*TPUS, "tpu-vm", "ssh", self.a.name, *self.where, "--worker=all"]
+        return [*ssh, "--command", script]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

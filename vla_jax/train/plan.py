@@ -1,0 +1,204 @@
+"""What a config needs on a machine that is not there: compiled ahead of time, nothing is run.
+
+    config, chips ─▶ shapes and shardings ─▶ lower, compile ─▶ bytes per device, collectives
+                  └▶ traced forward pass ─▶ operations ─▶ the least time of a train_step
+
+For TPUs libtpu compiles for the topology itself (extra `plan`), and everything is what the chips
+would hold. Without it, and for GPUs, the program is partitioned for as many fake CPU devices:
+parameters, optimizer and collectives are exact then, temporaries are those of XLA's CPU compiler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vla_jax import config as config_lib
+from vla_jax import plugin
+from vla_jax.models import synthetic
+from vla_jax.parallel import arrays, census, chips
+from vla_jax.parallel import mesh as meshes
+from vla_jax.train import flops as flops_lib
+from vla_jax.train import smoke, start
+from vla_jax.train import step as steps
+
+# A program that is only looked at need not be fast.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device]:
+    """The devices to plan for: those of a TPU topology where libtpu is there, else fake ones.
+
+    UserError where fewer fake CPU devices than chips were asked for at this process's start.
+    """
+    if chip.tpu and (found := _tpu_devices(chip, shape)):
+        return found
+    count = chips.count(shape)
+    if jax.device_count() < count:
+        raise plugin.UserError(
+            f"plan: {jax.device_count()} devices, expected {count}; start `vla plan`, or set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    return jax.devices()[:count]
+
+
+def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Device]) -> dict:
+    """The figures of a config on `found` devices, ready for JSON; bytes and seconds per device.
+
+    UserError for what does not fit together: mesh, batch sizes, tables.
+    """
+    tokenizer, origin = smoke.text_tokenizer(config)
+    network, objectives = smoke.parts(config, tokenizer)
+    mesh = meshes.make(dataclasses.asdict(config.mesh), found)
+    real = found[0].platform == "tpu"
+    size = tokenizer.vocabulary_size
+    with meshes.use(mesh):
+        run = start.plan(config, network, synthetic.examples(config, size), mesh)
+        compiled = _compile(config, network, objectives, run, size, mesh, real)
+    memory = _memory(run.abstract, compiled, synthetic.abstract(config, size), mesh)
+    sent = census.collectives(compiled.as_text(), len(found))
+    work = flops_lib.train_step(config, network, size)
+    times = _times(config, chip, len(found), work, memory, sent)
+    held = memory["program_bytes"]
+    return {
+        "mesh": dict(mesh.shape),
+        "devices": len(found),
+        "chip": chip.name,
+        "compiled_for": "tpu" if real else "cpu",
+        "text_tokenizer": origin,
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(run.variables)),
+        **memory,
+        "memory_bytes": chip.memory,
+        "fits": None if chip.memory is None else bool(held <= chip.memory),
+        "collectives": sent,
+        "train_step_flops": sum(work.values()),
+        "flops_by_part": work,
+        **times,
+        "exact": ["parameter_bytes", "optimizer_bytes", "batch_bytes", "collectives"]
+        + (["temporary_bytes"] if real else []),
+        "indicative": [] if real else ["temporary_bytes", "program_bytes", "fits"],
+    }
+
+
+def _tpu_devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device] | None:
+    """The devices of a topology, compiled for by libtpu; None without libtpu."""
+    import importlib.util
+
+    if importlib.util.find_spec("libtpu") is None:
+        return None
+    from jax.experimental import topologies
+
+    name = f"{chip.name}:{'x'.join(map(str, shape))}"
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # libtpu's own errors have no common type
+        raise plugin.UserError(
+            f"--topology {name}: libtpu does not know it ({str(error).splitlines()[0][:200]}); "
+            "slices are like v5e:4x4, v5e:16x16, v5p:4x4x4"
+        ) from error
+
+
+def _compile(config, network, objectives, run, size: int, mesh: Mesh, real: bool) -> Any:
+    train_step = jax.jit(
+        steps.make_train_step(network.apply, objectives, run.optimizer, config),
+        out_shardings=(run.shardings, arrays.replicated(mesh)),
+        donate_argnums=0,
+    )
+    batches = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=arrays.batch_sharding(mesh)),
+        synthetic.abstract(config, size),
+    )
+    lowered = train_step.lower(run.abstract, batches)
+    return lowered.compile(compiler_options=None if real else QUICK)
+
+
+def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, float]:
+    """Bytes per device of the state's parts, and of the whole program while it runs."""
+
+    def held(tree: Any) -> int:
+        leaves = jax.tree.leaves(tree)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * _item(x) for x in leaves)
+
+    ways = arrays.shards(mesh)
+    found = compiled.memory_analysis()
+    return {
+        "parameter_bytes": held((state.trained, state.frozen)),
+        "optimizer_bytes": held(state.opt_state),
+        "ema_bytes": held(state.ema),
+        "batch_bytes": sum(math.prod(x.shape) * _item(x) for x in jax.tree.leaves(batches)) // ways,
+        "temporary_bytes": found.temp_size_in_bytes,
+        # The state's new values take the old ones' place where they are donated.
+        "program_bytes": found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes,
+    }
+
+
+def _item(leaf: Any) -> int:
+    """Bytes of a number; a random key's are its words'."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf.dtype.itemsize
+    return np.dtype(leaf.dtype).itemsize
+
+
+def _times(config, chip, count: int, work: dict, memory: dict, sent: dict) -> dict:
+    """The roofline: seconds that arithmetic, memory and network each take at least."""
+    rate = chip.flops if config.model.dtype == "bfloat16" else chip.flops_float32
+    if rate is None:
+        return {"bounds_s": None, "step_lower_bound_s": None, "bound_by": None, "mfu_bound": None}
+    # Parameters are read in both passes and written, the optimizer's state is read and written.
+    moved = 3 * memory["parameter_bytes"] + 2 * memory["optimizer_bytes"] + memory["batch_bytes"]
+    bounds = {
+        "arithmetic": sum(work.values()) / (count * rate),
+        "memory": moved / chip.bandwidth,
+        "network": sum(entry["bytes"] for entry in sent.values()) / chip.network,
+    }
+    slowest = max(bounds, key=bounds.get)
+    return {
+        "bounds_s": bounds,
+        "step_lower_bound_s": bounds[slowest],
+        "bound_by": slowest,
+        "mfu_bound": bounds["arithmetic"] / bounds[slowest] * (rate / chip.flops),
+    }
+
+
+def text(found: dict) -> str:
+    """The figures as a person reads them."""
+
+    def gib(name: str) -> str:
+        return f"{found[name] / 2**30:8.3f} GiB"
+
+    note = "" if found["compiled_for"] == "tpu" else "   (of XLA's CPU compiler: indicative)"
+    lines = [
+        f"{found['devices']} x {found['chip']}, mesh {found['mesh']}, "
+        f"{found['parameters']:,} parameters",
+        "per device",
+        f"  parameters  {gib('parameter_bytes')}",
+        f"  optimizer   {gib('optimizer_bytes')}",
+        f"  average     {gib('ema_bytes')}",
+        f"  batch       {gib('batch_bytes')}",
+        f"  temporaries {gib('temporary_bytes')}{note}",
+        f"  in all      {gib('program_bytes')}{note}",
+    ]
+    if found["memory_bytes"]:
+        verdict = "fits" if found["fits"] else "DOES NOT FIT"
+        lines.append(f"  chip        {found['memory_bytes'] / 2**30:8.3f} GiB: {verdict}")
+    lines.append("collectives per train_step and device")
+    for kind, entry in found["collectives"].items():
+        lines.append(f"  {kind:<18} {entry['count']:6d} x, {entry['bytes'] / 2**20:12.1f} MiB sent")
+    lines.append(f"operations of a train_step {found['train_step_flops'] / 1e12:.3f} TFLOP")
+    for part, flops in sorted(found["flops_by_part"].items(), key=lambda pair: -pair[1]):
+        lines.append(f"  {part:<24} {flops / found['train_step_flops']:6.1%}")
+    if found["bounds_s"]:
+        each = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in found["bounds_s"].items())
+        lines.append(
+            f"a train_step takes at least {found['step_lower_bound_s'] * 1e3:.1f} ms, by "
+            f"{found['bound_by']} (ms: {each}); MFU at most {found['mfu_bound']:.1%}"
+        )
+    return "\n".join(lines)

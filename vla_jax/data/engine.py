@@ -10,6 +10,7 @@ Grain imports jax in its worker processes where jax is installed; our own code d
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import multiprocessing.connection
@@ -26,6 +27,7 @@ from vla_jax.data.mixture import Mixture
 
 ENDLESS = 2**40
 ROW_IDS = 2**32
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 SHARED = 2**16  # bytes from which an array goes through shared memory
 
 
@@ -150,9 +152,11 @@ def _iterate(batches: Batches, workers: int, threads: int, prefetch: int):
     import grain
 
     _one_thread_each()
+    _keep_memory()
     if workers:
         parse_absl_flags()
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        # No second thread in a worker: the two would wait for each other at every small call.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         processes = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=prefetch
         )
@@ -172,6 +176,7 @@ def _begin(worker: int, workers: int) -> None:
     """
     del worker, workers
     _one_thread_each()
+    _keep_memory()
     gc.freeze()  # tables of episodes are no garbage: looking through them took 4% of a worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -188,6 +193,14 @@ def _one_thread_each() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+
+def _keep_memory() -> None:
+    """Tells glibc's malloc to keep what is freed: a batch's pages anew cost as much as its rows."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have no such setting and need none
+        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def parse_absl_flags() -> None:

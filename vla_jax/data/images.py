@@ -45,7 +45,7 @@ def decode(data: bytes, method: str = "area") -> np.ndarray:
 
 METHODS = ("area", "tensorflow")
 RADIUS = 3  # of Lanczos' kernel
-BLOCK = 16  # rows of a resampling matrix that are multiplied together: its band is narrow
+PHASES = 2**14  # places between two pixels at which a growing crop's kernel is kept
 
 
 def resize(
@@ -104,13 +104,21 @@ def lanczos(image: np.ndarray, out: np.ndarray, box: Box = WHOLE) -> None:
     before = image.shape[:2]
     rows = _matrix(before[0], height, box[0], box[2])
     columns = _matrix(before[1], width, box[1], box[3])
-    saturate = functools.partial(cv2.add, src2=(0.0, 0.0, 0.0, 0.0), dtype=cv2.CV_8U)  # rounds too
     if before[0] * width <= height * before[1]:
         wide = _multiply(columns, cv2.transpose(image))  # [width, H, 3]
-        saturate(_multiply(rows, cv2.transpose(wide)), dst=out)
+        _levels(_multiply(rows, cv2.transpose(wide)), out)
     else:
         tall = _multiply(rows, image)  # [height, W, 3]
-        cv2.transpose(saturate(_multiply(columns, cv2.transpose(tall))), dst=out)
+        turned = np.empty((width, height, 3), np.uint8)
+        _levels(_multiply(columns, cv2.transpose(tall)), turned)
+        cv2.transpose(turned, dst=out)
+
+
+def _levels(values: np.ndarray, out: np.ndarray) -> None:
+    """Fills `out`, uint8, with float32 `values`, which it changes: rounded, cut to 0 and 255."""
+    flat = values.reshape(len(values), -1)
+    cv2.max(flat, 0.0, dst=flat)  # what comes next takes magnitudes, four times as fast as cv2.add
+    cv2.convertScaleAbs(flat, dst=out.reshape(flat.shape))
 
 
 def _multiply(blocks: tuple, image: np.ndarray) -> np.ndarray:
@@ -134,19 +142,36 @@ def _matrix(before: int, after: int, start: float, extent: float) -> tuple:
     taps = int(np.ceil(2 * RADIUS * stretch)) + 1
     lowest = np.ceil(centre - RADIUS * stretch).astype(np.int64)
     places = lowest[:, None] + np.arange(taps)  # [after, taps]
-    angle = np.pi / stretch * (places - centre[:, None])
-    angle[np.abs(angle) < 1e-6] = 1e-6
-    weights = np.sin(angle) * np.sin(angle / RADIUS) / np.square(angle)
-    weights[(np.abs(angle) >= np.pi * RADIUS) | (places < 0) | (places >= before)] = 0.0
+    if stretch == 1.0 and extent != 1.0:
+        weights = _phases()[np.rint((lowest - centre + RADIUS) * PHASES).astype(np.int64)]
+    else:
+        weights = _kernel((places - centre[:, None]) / stretch)
+    weights = np.where((places < 0) | (places >= before), 0.0, weights)
     weights /= weights.sum(axis=1, keepdims=True)
     # Room at the sides for the taps outside the image, which have no weight.
     left = min(int(lowest[0]), 0)
     dense = np.zeros((after, max(int(lowest[-1]) + taps, before) - left), np.float32)
     dense[np.arange(after)[:, None], places - left] = weights
     blocks = []
-    for first in range(0, after, BLOCK):
-        last = min(first + BLOCK, after)
+    block = 16 if step > 1 else 32  # rows that are multiplied together: the band is narrow
+    for first in range(0, after, block):
+        last = min(first + block, after)
         low = min(max(int(lowest[first]), 0), before - 1)
         high = max(min(int(lowest[last - 1]) + taps, before), low + 1)
         blocks.append((first, last, low, high, dense[first:last, low - left : high - left]))
     return tuple(blocks)
+
+
+def _kernel(distance: np.ndarray) -> np.ndarray:
+    """Lanczos' kernel of RADIUS pixels."""
+    return np.where(np.abs(distance) < RADIUS, np.sinc(distance) * np.sinc(distance / RADIUS), 0.0)
+
+
+@functools.cache
+def _phases() -> np.ndarray:
+    """Kernel weights [PHASES + 1, taps] of the first pixel's place, 0 … 1 after its window begins.
+
+    Off by less than 0.1 levels: a crop needs its weights for every sample.
+    """
+    begin = np.arange(PHASES + 1)[:, None] / PHASES - RADIUS
+    return _kernel(begin + np.arange(2 * RADIUS + 1))

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -50,7 +51,7 @@ __all__ = [
     "shapes",
 ]
 ADVICE = "make room or choose another --workdir; the run goes on from its last checkpoint"
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError)  # TensorStore says ValueError
+UNREADABLE = Exception  # what Orbax raises when files fail; TensorStore raises ValueError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,8 +319,12 @@ def _write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error of Orbax or TensorStore says first; the rest are addresses in their sources."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
+    """What TensorStore or Orbax said first; the rest are addresses in their sources."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = re.split(r" \[(?:source locations|tensorstore_spec)", line)[0]
+    return line if len(line) < 500 else f"{line[:200]} … {line[-280:]}"
 
 
 def _manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:

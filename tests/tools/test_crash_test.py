@@ -1,4 +1,4 @@
-"""Three kills of a training on two processes, and a host without power. Twenty: tools/crash_test.py."""
+"""Three kills of a training on two processes, and a host without power; 20 are run by hand."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ def run(fixtures_dir, *words) -> dict:
     """The last line on stdout, after an exit with 0."""
     command = [sys.executable, str(ROOT / "tools/crash_test.py"), *map(str, words)]
     command += ["--data", str(fixtures_dir / "bridge_dataset/1.0.0")]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -18,7 +18,7 @@ from vla_jax import plugin
 from vla_jax.train import checkpoint, lock
 
 ONE = jax.devices()[:1]
-# When one array of a restore fails, TensorStore's callbacks for the others find Orbax's loop closed.
+# When one array of a restore fails, TensorStore's callbacks for others find Orbax's loop closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 

@@ -165,7 +165,11 @@ def test_fine_tuning_keeps_what_the_robot_has(imported, tmp_path):
         body.write_text(BODY.replace("SIZE", str(size)).replace("VIEWS", repr(views)))
         return finetune.prepare(
             finetune.Request(
-                checkpoint=str(imported), embodiment=str(body), data="d", stats="recompute"
+                checkpoint=str(imported),
+                embodiment=str(body),
+                data="d",
+                source="rlds",
+                stats="recompute",
             )
         )
 

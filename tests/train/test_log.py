@@ -3,12 +3,15 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from tests.train import toy
+from vla_jax.train import accounting
 from vla_jax.train import log as logs
 
 
 @pytest.mark.parametrize("skipped", [0, 3])
 def test_skipped_samples_are_told(skipped, tmp_path):
-    log = logs.Log(str(tmp_path), ("jsonl",), start=0, steps=2, every=1)
+    config = toy.config(steps=2)
+    log = logs.Log(str(tmp_path), config, 0, accounting.Account(str(tmp_path), None))
     one = jnp.ones(2)
     for done in (1, 2):
         log.add(done, {"loss": one, "parameter_norm": one}, 0.0, skipped)

@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 
 from vla_jax import plugin
-from vla_jax.data import images
+from vla_jax.data import images, mapped
 from vla_jax.data.episodes import Episodes, FrameReader
 from vla_jax.types import SourceContext
 
@@ -199,7 +199,7 @@ class _Maker:
     def _folder(self) -> pathlib.Path:
         """The cache's folder, made with its manifest; UserError where it is of other data."""
         form = "raw" if self.settings.format == "raw" else f"jpeg{self.settings.quality}"
-        which = hashlib.blake2b(repr(self.episodes.ids).encode(), digest_size=4).hexdigest()
+        which = mapped.digest(self.episodes.ids)[:8]
         stem = re.sub(
             r"[^\w.-]",
             "_",

@@ -80,8 +80,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def child(notes: pathlib.Path, words: list[str]) -> int:
     """`vla WORDS`, with a line in a file of `notes` for every batch that the training draws."""
-    # A cache of its own: from one in common, process 1 loads process 0's program and never answers
-    # it (jax 0.10.2 on CPUs).
     number = f"{os.environ['VLA_PROCESS']}-of-{os.environ['VLA_PROCESSES']}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{number}"
     from vla_jax.cli import main as cli

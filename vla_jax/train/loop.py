@@ -101,7 +101,8 @@ def run(
             n |= meta.n
         else:
             state = start.fresh(plan, pretrained)
-        begin = int(state.step)
+        # Two programs with collectives at once can wait for each other for ever on CPUs (Gloo).
+        begin = int(jax.block_until_ready(state).step)
         saver.check_space(state)
         ready()
 

@@ -135,6 +135,7 @@ class Test:
             self.state = json.loads(self.file.read_text())
             if {name: self.state[name] for name in about} != about:
                 raise SystemExit(f"{self.root} holds a test of another --seed or --kills")
+        self.keep()
 
     # ------------------------------------------------------------------------------------ kills
 

@@ -372,4 +372,6 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if "--child" not in sys.argv:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it has started
     sys.exit(main())

@@ -80,8 +80,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def child(notes: pathlib.Path, words: list[str]) -> int:
     """`vla WORDS`, with a line in a file of `notes` for every batch that the training draws."""
-    # A cache of its own: from one in common, process 1 loads process 0's program and never answers
-    # it (jax 0.10.2 on CPUs).
     number = f"{os.environ['VLA_PROCESS']}-of-{os.environ['VLA_PROCESSES']}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{number}"
     from vla_jax.cli import main as cli
@@ -137,6 +135,7 @@ class Test:
             self.state = json.loads(self.file.read_text())
             if {name: self.state[name] for name in about} != about:
                 raise SystemExit(f"{self.root} holds a test of another --seed or --kills")
+        self.keep()
 
     # ------------------------------------------------------------------------------------ kills
 
@@ -373,4 +372,6 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if "--child" not in sys.argv:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it has started
     sys.exit(main())

@@ -103,7 +103,12 @@ def run(
             n |= meta.n
         else:
             state = start.fresh(plan, pretrained)
+<<<<<<< HEAD
         begin, took = int(state.step), time.perf_counter() - clock
+=======
+        # Two programs with collectives at once can wait for each other for ever on CPUs (Gloo).
+        begin = int(jax.block_until_ready(state).step)
+>>>>>>> ckpt
         saver.check_space(state)
         ready()
         account = accounting.Account(workdir, work)

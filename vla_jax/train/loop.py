@@ -103,12 +103,9 @@ def run(
             n |= meta.n
         else:
             state = start.fresh(plan, pretrained)
-<<<<<<< HEAD
-        begin, took = int(state.step), time.perf_counter() - clock
-=======
         # Two programs with collectives at once can wait for each other for ever on CPUs (Gloo).
         begin = int(jax.block_until_ready(state).step)
->>>>>>> ckpt
+        took = time.perf_counter() - clock
         saver.check_space(state)
         ready()
         account = accounting.Account(workdir, work)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-PREEMPTED = 75  # vla_jax/cli/train.py: saved, run me again
+PREEMPTED, LOST = 75, 76  # vla train: saved; another process is gone. Both: run me again
 WARNING = 180  # seconds between SIGTERM and the end: a save takes less
 
 
@@ -79,7 +79,7 @@ eval "$(.venv/bin/python launch/flags.py gpu)"
 # One process that ends badly ends all: the others would wait for it.
 srun --kill-on-bad-exit=1 .venv/bin/vla train {shlex.join(words)}
 code=$?
-if [ "$code" -eq {PREEMPTED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+case "$code" in {PREEMPTED} | {LOST}) scontrol requeue "$SLURM_JOB_ID" ;; esac
 exit "$code"
 """
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 
-PREEMPTED = 75  # vla_jax/cli/train.py: saved, run me again
+PREEMPTED, LOST = 75, 76  # vla train: saved; another process is gone. Both: run me again
 GONE = ("FAILED", "SUSPENDING", "SUSPENDED")  # states from which a slice does not come back
 POLL = 30.0  # seconds
 TPUS = ("gcloud", "compute", "tpus")
@@ -73,7 +73,7 @@ def train(pod: Pod, words: list[str], tries: int) -> int:
             continue
         code = pod.call(pod.preparing()) or pod.call(pod.training(words))
         # A slice that is taken away cuts the line: ssh says 255, and its state says why.
-        if code != PREEMPTED and pod.state() not in GONE:
+        if code not in (PREEMPTED, LOST) and pod.state() not in GONE:
             return code
     print(f"tpu_pod.py: not done after {tries} slices; run it again to go on", file=sys.stderr)
     return PREEMPTED

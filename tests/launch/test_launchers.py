@@ -31,7 +31,9 @@ def test_the_slurm_script(capsys):
     assert "vla train --config configs/octo_base.py:data=/x --workdir 'gs://b/run s'" in script
 
 
-@pytest.mark.parametrize("code, queued", [(75, ["requeue 7"]), (1, []), (0, [])])
+@pytest.mark.parametrize(
+    "code, queued", [(75, ["requeue 7"]), (76, ["requeue 7"]), (1, []), (0, [])]
+)
 def test_the_slurm_script_queues_itself_again(tmp_path, monkeypatch, capsys, code, queued):
     """Run with stand-ins for srun and scontrol, in a folder that looks like a checkout."""
     monkeypatch.setattr(slurm, "PROJECT", tmp_path)
@@ -80,6 +82,7 @@ LOOK, RUN = "describe describe", "ssh ssh describe"  # begun where a slice is; s
         ([None, "PROVISIONING", "ACTIVE"], [0, 2], 2, f"describe create {LOOK} {RUN}"),
         # Asked to stop: train again on the same slice.
         (["ACTIVE"], [0, 75, 0, 0], 0, f"{LOOK} ssh ssh {LOOK} {RUN}"),
+        (["ACTIVE"], [0, 76, 0, 0], 0, f"{LOOK} ssh ssh {LOOK} {RUN}"),
         # Taken away in the middle: delete, create, go on.
         (
             ["ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"],

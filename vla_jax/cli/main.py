@@ -101,8 +101,8 @@ def keep_compiled(environment: MutableMapping[str, str]) -> None:
     for whose instructions they were made, where homes are shared. The bound on its size makes jax
     take a lock, so that processes share it. Variables that are set stay as they are.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in environment:
-        return
+    if "JAX_COMPILATION_CACHE_DIR" in environment or "VLA_COORDINATOR" in environment:
+        return  # several processes on CPUs: kept programs made their collectives hang (Gloo)
     home = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = os.path.join(home, "vla_jax", f"compiled-{_cpu()}")
     try:

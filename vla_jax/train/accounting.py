@@ -54,16 +54,16 @@ def work(config: config_lib.TrainConfig, network, vocabulary_size: int) -> Work:
 class Account:
     """Counts seconds by what they were spent on, from its making on.
 
-    `began` is when the run began for the first time, in an earlier process perhaps.
+    `init`: those that the state took, made or restored.
     """
 
-    def __init__(self, workdir: str, work: Work | None):
-        self._work, self._spent = work, {}
+    def __init__(self, workdir: str, work: Work | None, init: float = 0.0):
+        self._work, self._spent = work, {"init": init}
         self._started = _first_start(pathlib.Path(workdir))
         self._begun = time.perf_counter()
 
     def spend(self, kind: str, seconds: float) -> None:
-        """Adds seconds to "compile", "evaluate", "save" or "restore"."""
+        """Adds seconds to "compile", "evaluate" or "save"."""
         self._spent[kind] = self._spent.get(kind, 0.0) + seconds
 
     def line(self, done: int, seconds_per_step: float) -> dict[str, float]:

@@ -104,12 +104,10 @@ def run(
         else:
             state = start.fresh(plan, pretrained)
         # Two programs with collectives at once can wait for each other for ever on CPUs (Gloo).
-        begin = int(jax.block_until_ready(state).step)
-        took = time.perf_counter() - clock
+        begin, took = int(jax.block_until_ready(state).step), time.perf_counter() - clock
         saver.check_space(state)
         ready()
-        account = accounting.Account(workdir, work)
-        account.spend("restore" if begin else "init", took)
+        account = accounting.Account(workdir, work, init=took)
 
         # -------------------------------------------------------------------------------- data
         rows = {

@@ -84,6 +84,13 @@ class _Peer:
         with contextlib.suppress(OSError):  # read() will find it closed
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
+    def hang_up(self) -> None:
+        """Closes when the other side has: what still comes would make TCP drop our last words."""
+        with contextlib.suppress(OSError):  # a time-out, too
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.connection.recv(65536):
+                pass
+
     def read(self) -> list[dict] | None:
         """The messages that have come; None when the connection is closed."""
         try:
@@ -139,10 +146,15 @@ class _Watcher:
             if self.failure and now > self.failure[0]:
                 for peer in self.peers:
                     peer.send(failed=self.failure[1])
+                for peer in self.peers:
+                    peer.hang_up()
                 return
 
     def _done(self) -> bool:
         dead = os.getppid() != self.settings["parent"]  # its end of the pipe may be held by others
+        if dead and not self.failure and 0 in self.selector.get_map():
+            with contextlib.suppress(BlockingIOError):
+                self._parent()  # its last words
         if dead and not self.failure:
             return not self.left or not any(not peer.left for peer in self.peers)
         if self.settings["number"] == 0:

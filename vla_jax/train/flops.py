@@ -23,14 +23,18 @@ from vla_jax.train import keys
 BACKWARD = 2  # a backward pass is two forward passes: to the inputs, and to the weights
 
 
-def train_step(config: config_lib.TrainConfig, network, vocabulary_size: int) -> dict[str, float]:
+def train_step(
+    config: config_lib.TrainConfig, network, vocabulary_size: int, variables: Any = None
+) -> dict[str, float]:
     """{part of the network: operations of one train_step on the whole global batch}.
 
     Parts are modules as parameter paths name them ("trunk", "tokenizers_primary", "heads_action").
+    `variables` are the shapes of all parameters, where somebody has traced them already.
     """
-    variables = jax.eval_shape(
-        lambda: network.init(jax.random.key(0), synthetic.examples(config, vocabulary_size))
-    )
+    if variables is None:
+        variables = jax.eval_shape(
+            lambda: network.init(jax.random.key(0), synthetic.examples(config, vocabulary_size))
+        )
     found: collections.Counter[str] = collections.Counter()
     for stream, batch in synthetic.abstract(config, vocabulary_size).items():
         for path, flops in forward(config, network, variables, stream, batch).items():

@@ -62,7 +62,7 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         compiled = _compile(config, network, objectives, run, size, mesh, real)
     memory = _memory(run.abstract, compiled, synthetic.abstract(config, size), mesh)
     sent = census.collectives(compiled.as_text(), len(found))
-    work = flops_lib.train_step(config, network, size)
+    work = flops_lib.train_step(config, network, size, run.variables)
     times = _times(config, chip, len(found), work, memory, sent)
     held = memory["program_bytes"]
     return {

@@ -113,3 +113,12 @@ def test_a_stranger_is_not_listened_to(started, tmp_path):
             assert stranger.recv(10) == b""
     time.sleep(1.0)
     assert all(process.poll() is None for process in started)
+
+
+def test_a_stranger_that_waits_hears_nothing_and_is_not_missed(started, tmp_path):
+    _, port = (tmp_path / "address").read_text().split("@")
+    with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+        stranger.settimeout(10)
+        assert stranger.recv(10) == b""  # hung up after `silence`, with no beat before
+    time.sleep(1.0)
+    assert all(process.poll() is None for process in started)

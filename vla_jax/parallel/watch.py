@@ -138,15 +138,16 @@ class _Watcher:
             now = time.monotonic()
             if now - said > self.settings["silence"] / 8:
                 said = now
-                for peer in self.peers:
-                    peer.send(beat=True)
+                self._tell(beat=True)
             for peer in list(self.peers):
-                if now - peer.heard > self.settings["silence"] and not peer.left:
-                    self._gone(peer.name, f"nothing heard of it for {now - peer.heard:.0f} s")
+                silence = now - peer.heard
+                if silence > self.settings["silence"] and not peer.known:
+                    self._drop(peer)  # a stranger that says nothing: a scan of ports, perhaps
+                elif silence > self.settings["silence"] and not peer.left:
+                    self._gone(peer.name, f"nothing heard of it for {silence:.0f} s")
             if self.failure and now > self.failure[0]:
-                for peer in self.peers:
-                    peer.send(failed=self.failure[1])
-                for peer in self.peers:
+                self._tell(failed=self.failure[1])
+                for peer in self._known():
                     peer.hang_up()
                 return
 
@@ -156,10 +157,18 @@ class _Watcher:
             with contextlib.suppress(BlockingIOError):
                 self._parent()  # its last words
         if dead and not self.failure:
-            return not self.left or not any(not peer.left for peer in self.peers)
+            return not self.left or all(peer.left for peer in self._known())
         if self.settings["number"] == 0:
-            return self.left and all(peer.left for peer in self.peers)
+            return self.left and all(peer.left for peer in self._known())
         return self.left or not self.peers
+
+    def _known(self) -> list[_Peer]:
+        """The connections that have shown the run's token; a stranger hears nothing."""
+        return [peer for peer in self.peers if peer.known]
+
+    def _tell(self, **message) -> None:
+        for peer in self._known():
+            peer.send(**message)
 
     def _connect(self) -> None:
         where = (self.settings["host"], self.settings["port"])
@@ -220,15 +229,13 @@ class _Watcher:
             word, _, rest = line.decode(errors="replace").partition(" ")
             if word == "leave":
                 self.left = True
-                for peer in self.peers:
-                    peer.send(leave=True)
+                self._tell(leave=True)
             elif word == "failed":
                 self.failure = (time.monotonic() + PATIENCE, rest)
 
     def _gone(self, name: str, why: str) -> None:
         """Says so here and to the others, and ends the process that it belongs to."""
-        for peer in self.peers:
-            peer.send(gone=name, why=why)
+        self._tell(gone=name, why=why)
         if not self.left:
             print(
                 f"vla: {name} is gone: {why}. {self.settings['name']} ends too, with exit code "

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-from jax._src import distributed  # its key-value store has no public door; Orbax uses it too
+from jax._src import distributed  # its store and barriers have no public door; Orbax uses it too
 
 from vla_jax.parallel import watch
 
@@ -17,8 +19,11 @@ HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` c
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
 HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is noticed
 
+PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
+NAMES = "vla_jax/name"  # / number: what a process is called
+
 _watch: watch.Watch | None = None
-_told = itertools.count()
+_told, _met = itertools.count(), itertools.count()
 
 
 def initialize() -> None:
@@ -49,6 +54,7 @@ def together() -> Iterator[None]:
     global _watch
     initialize()
     if jax.process_count() > 1:
+        distributed.global_state.client.key_value_set(f"{NAMES}/{jax.process_index()}", name())
         host = distributed.global_state.coordinator_address.rsplit(":", 1)[0].strip("[]")
         if first():
             _watch = watch.Watch(0, host)
@@ -81,6 +87,63 @@ def tell(text: str) -> str:
     if first():
         store.key_value_set(key, f"={text}")  # an empty value is refused
     return store.blocking_key_value_get(key, HOUR)[1:]
+
+
+def meet(what: str) -> None:
+    """Returns when every process has come here; all must call it, and equally often.
+
+    TimeoutError after `PATIENCE`, on every process, that names those who have not come.
+    """
+    if jax.process_count() == 1:
+        return
+    store, key = distributed.global_state.client, f"vla_jax/meet/{next(_met)}"
+    store.key_value_set(f"{key}/{jax.process_index()}", name())
+    try:
+        store.wait_at_barrier(key, PATIENCE)
+    except jax.errors.JaxRuntimeError as error:
+        come, names = _numbered(key), _numbered(NAMES)
+        away = [names.get(n, f"process {n}") for n in range(jax.process_count()) if n not in come]
+        # Said once, by the first that knows: by now who was late may have come.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            store.key_value_set(f"{key}/away", ", ".join(away) or f"none, but {error}")
+        raise TimeoutError(
+            f"{what}: within {PATIENCE / 1000:g} s these have not come: "
+            f"{store.blocking_key_value_get(f'{key}/away', HOUR)}; see what they say or do"
+        ) from error
+
+
+def _numbered(key: str) -> dict[int, str]:
+    """{number of a process: what it has left below `key`}."""
+    left = distributed.global_state.client.key_value_dir_get(key)
+    named = ((path.rsplit("/", 1)[1], text) for path, text in left)
+    return {int(number): text for number, text in named if number.isdigit()}
+
+
+def beginning_together(program: Any, what: str) -> Callable[..., Any]:
+    """`program` (of jax.jit) such that the first run of what it compiles to waits for all.
+
+    Gloo, which carries the collectives between CPUs, gives a peer 30 s to come to the first one,
+    and processes compile for very different times: one may find the program in its cache, another
+    may have a busy machine. `what` is the program's name in errors, see `meet`.
+    """
+    if jax.process_count() == 1:
+        return program
+    compiled: dict[Any, Any] = {}
+
+    def run(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in compiled:
+            compiled[key] = program.lower(*arguments).compile()
+            meet(what)
+        return compiled[key](*arguments)
+
+    return run
+
+
+def name() -> str:
+    """What people are told this process is."""
+    return f"process {jax.process_index()} (host {socket.gethostname()}, pid {os.getpid()})"
 
 
 def first() -> bool:

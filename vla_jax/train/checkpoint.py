@@ -210,7 +210,10 @@ class Checkpoints:
             raise metas.damaged(folder, _first_line(error)) from error
         trained, frozen = states.split(got["params"], self._config.freeze)
         state = states.TrainState(
-            step=jax.device_put(np.int32(meta.step), abstract.step.sharding),
+            # Not device_put, which first compares the value between processes: a collective.
+            step=jax.make_array_from_callback(
+                (), abstract.step.sharding, lambda _: np.int32(meta.step)
+            ),
             trained=trained,
             frozen=frozen,
             opt_state=got["optimizer"],

@@ -30,6 +30,7 @@ CORE = [
     "pillow>=10",
     "psutil>=5.9",
     "pyarrow>=19",
+    "pyyaml>=6",
     "rich>=13",
     "safetensors>=0.6",
     "sentencepiece>=0.2",

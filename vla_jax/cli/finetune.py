@@ -22,6 +22,7 @@ import json
 import os
 
 from vla_jax import config as config_lib
+from vla_jax.cli import train
 
 REPLAYED = 10  # episodes of each part, for the error at the end
 
@@ -55,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--language", default="required", choices=("required", "optional"))
     add("--seed", type=int, default=0)
     add("--dry-run", action="store_true", help="print config and parameters, train nothing")
+    add("--process", metavar="I/N@HOST:PORT", help=train.PROCESS)
     parser.set_defaults(overrides=[])  # ``--config.a.b=c``, gathered by main
 
 
@@ -70,7 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
 def finetune(arguments: argparse.Namespace) -> int:
     """The exit code, in one of the processes."""
     from vla_jax import plugin
-    from vla_jax.cli import train
     from vla_jax.evals import pictures
     from vla_jax.models import contract
     from vla_jax.parallel import processes

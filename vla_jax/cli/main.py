@@ -86,8 +86,12 @@ def _run(verb: str, argv: list[str]) -> int:
             print(f"vla {verb}: takes no settings, got {settings[0]}", file=sys.stderr)
             return 2
         arguments.overrides += settings
-    keep_compiled(os.environ)
     try:
+        if getattr(arguments, "process", None):
+            from vla_jax.parallel import launchers
+
+            os.environ.update(launchers.flag(arguments.process))
+        keep_compiled(os.environ)
         return arguments.run(arguments) or 0
     except plugin.UserError as error:
         print(f"vla {verb}: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ import os
 from vla_jax import config as config_lib
 from vla_jax import plugin
 
+PROCESS = "process I of N, and where process 0 listens; else SLURM, JobSet or Cloud TPU say it"
 PREEMPTED = 75  # the exit code of a run that was asked to stop: saved, run me again
 
 
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop inside the operation that makes the first NaN (slow)",
     )
+    parser.add_argument("--process", metavar="I/N@HOST:PORT", help=PROCESS)
     parser.set_defaults(overrides=[])  # ``--config.a.b=c``, gathered by main
 
 

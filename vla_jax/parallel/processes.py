@@ -6,17 +6,23 @@ import contextlib
 import itertools
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import distributed  # its store and barriers have no public door; Orbax uses it too
+from absl import logging
+from jax._src import (
+    cloud_tpu_init,  # whether this machine has TPUs, before they are taken
+    distributed,  # its store and barriers have no public door; Orbax uses it too
+)
 
-from vla_jax.parallel import watch
+from vla_jax import plugin
+from vla_jax.parallel import launchers, watch
 
-LAUNCHERS = ("SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES", "JOBSET_NAME", "OMPI_MCA_orte_hnp_uri")
 HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` comes before
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
+ADDRESS = 300  # seconds until process 0's host must have an address
 HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is noticed
 
 PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
@@ -29,19 +35,54 @@ _told, _met = itertools.count(), itertools.count()
 def initialize() -> None:
     """Joins the other processes of this run; does nothing when this is the only one.
 
-    `launch/local.py` sets VLA_COORDINATOR (host:port), VLA_PROCESSES and VLA_PROCESS; on SLURM,
-    GKE and Cloud TPU jax finds the others by itself. Call it before anything touches the devices.
+    `launchers.find` says which one this is; on a Cloud TPU machine where nothing does, jax asks the
+    machine's metadata. Call it before anything touches the devices. UserError for an environment
+    that is half set, and where process 0's host has no address.
     """
     limits = dict(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
-    if "VLA_COORDINATOR" in os.environ:
-        jax.distributed.initialize(
-            os.environ["VLA_COORDINATOR"],
-            num_processes=int(os.environ["VLA_PROCESSES"]),
-            process_id=int(os.environ["VLA_PROCESS"]),
-            **limits,
-        )
-    elif any(name in os.environ for name in LAUNCHERS) and "VLA_SINGLE" not in os.environ:
+    seat = launchers.find(os.environ)
+    if seat is None:
+        if _asks_metadata():
+            jax.distributed.initialize(**limits)
+        return
+    logging.info("process %d of %d, by %s", seat.process, seat.processes, seat.launcher)
+    if seat.coordinator is None:
         jax.distributed.initialize(**limits)
+        return
+    _await_address(seat.coordinator.rsplit(":", 1)[0].strip("[]"))
+    jax.distributed.initialize(
+        seat.coordinator,
+        num_processes=seat.processes,
+        process_id=seat.process,
+        local_device_ids=seat.devices,
+        cluster_detection_method="deactivate",  # else jax looks at the variables again
+        **limits,
+    )
+
+
+def _asks_metadata() -> bool:
+    """Whether this is a Cloud TPU machine whose TPUs are to be used, and nobody said anything."""
+    single = os.environ.get("VLA_SINGLE", "0") not in ("", "0")
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    # The first: GKE has said that there is one host. The second: there is no metadata.
+    said = "TPU_WORKER_HOSTNAMES" in os.environ or "TPU_SKIP_MDS_QUERY" in os.environ
+    return cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in platforms and not (single or said)
+
+
+def _await_address(host: str) -> None:
+    """Returns when `host` has an address: a pod gets its name some time after it has begun."""
+    limit = time.monotonic() + ADDRESS
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except socket.gaierror as error:
+            if time.monotonic() > limit:
+                raise plugin.UserError(
+                    f"process 0's host {host!r} has no address after {ADDRESS} s ({error}); does "
+                    "it run, and is the headless service there?"
+                ) from error
+            time.sleep(1.0)
 
 
 @contextlib.contextmanager

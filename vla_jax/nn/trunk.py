@@ -28,6 +28,12 @@ from vla_jax.parallel import mesh
 
 Tokens = dict[str, jax.Array]  # expert -> [B, L_e, D_e]
 POSITIONS = ("none", "rope", "every_layer")
+# What the backward pass finds of a layer: all of it; what its weight matmuls gave; its input alone.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @jax.tree_util.register_dataclass
@@ -161,8 +167,9 @@ class Trunk(nn.Module):
     `experts` are further ones, {name: {"width": D, "mlp": F}}, beside the default one, `trunk`.
     `position` is "none" (tokens bring learned positions), "rope", or "every_layer": learned ones
     are given as `offsets` and added to what queries and keys are made of, in every layer (DETR,
-    Carion et al. 2020; CrossFormer). `remat` is False, True (keep nothing) or the name of a policy
-    in `jax.checkpoint_policies`. `unseeing`: see attention.py.
+    Carion et al. 2020; CrossFormer). `remat` says what a layer keeps for the backward pass,
+    which computes the rest again: "none" (everything is kept), "dots" (what weights were multiplied
+    with is), "full" (its input alone is). `unseeing`: see attention.py.
     """
 
     width: int
@@ -175,7 +182,7 @@ class Trunk(nn.Module):
     position: str = "none"
     activation: str = "gelu"
     dropout: float = 0.0
-    remat: bool | str = False
+    remat: str = "none"
     unroll: int = 1
     unseeing: str = "zeros"
     dtype: Any = jnp.float32
@@ -274,14 +281,10 @@ class Trunk(nn.Module):
 
     def _layers(self):
         layer = Layer
-        if self.remat:
-            policy = None
-            if isinstance(self.remat, str):
-                policies = [n for n in dir(jax.checkpoint_policies) if not n.startswith("_")]
-                if self.remat not in policies:
-                    raise plugin.UserError(plugin.unknown("trunk.remat", self.remat, policies))
-                policy = getattr(jax.checkpoint_policies, self.remat)
-            layer = nn.remat(layer, prevent_cse=False, policy=policy)
+        if self.remat not in REMAT:
+            raise plugin.UserError(plugin.unknown("trunk.remat", self.remat, REMAT))
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[self.remat])
         return nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},

@@ -63,8 +63,10 @@ def assemble(config: config_lib.TrainConfig, workdir: str | None = None) -> Asse
     """Everything of a run but its parameters; opens the data, computes statistics if asked to.
 
     A run that goes on in `workdir` knows all that it took from `init_from`, which may be gone.
-    Raises UserError for whatever in the config does not fit together or does not exist.
+    Raises UserError for whatever in the config does not fit together, does not exist or was left
+    open (`config.check_filled`).
     """
+    config_lib.check_filled("config", config)
     start = None
     if config.init_from and config.init_from.checkpoint:
         resumed = workdir is not None and checkpoint.resumable(workdir)

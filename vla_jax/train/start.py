@@ -76,7 +76,7 @@ def plan(
 
         def create():
             ema = config.optimizer.ema is not None
-            return states.create(init(), config.freeze, optimizer, ema)
+            return states.create(init(), config.freeze, optimizer, ema, config.frozen_dtype)
 
         shapes = jax.eval_shape(create)
     shardings = sharding.state_shardings(

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 
 from vla_jax import config as config_lib
 from vla_jax.cli import train
@@ -71,13 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def finetune(arguments: argparse.Namespace) -> int:
     """The exit code, in one of the processes."""
-    from vla_jax import plugin
+    from vla_jax import plugin, storage
     from vla_jax.evals import pictures
     from vla_jax.models import contract
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble
+    from vla_jax.train import assemble, checkpoint
     from vla_jax.train import finetune as derive
 
+    if arguments.workdir:
+        checkpoint.place(arguments.workdir)
     fields = {field.name for field in dataclasses.fields(derive.Request)}
     given = {name: value for name, value in vars(arguments).items() if name in fields}
     if arguments.views is not None:
@@ -94,12 +95,13 @@ def finetune(arguments: argparse.Namespace) -> int:
 
     def ready():
         if processes.first():
-            os.makedirs(arguments.workdir, exist_ok=True)
             pictures.write(assembly, arguments.workdir)
-            with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
-                file.write(config_lib.to_json(config))
-            with open(os.path.join(arguments.workdir, contract.FILE), "w") as file:
-                json.dump(expected(assembly), file, indent=1)
+            written = {
+                "config.json": config_lib.to_json(config),
+                contract.FILE: json.dumps(expected(assembly), indent=1),
+            }
+            for name, text in written.items():
+                storage.write(storage.join(arguments.workdir, name), text)
 
     if processes.first():
         print(prepared.report)

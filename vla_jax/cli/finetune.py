@@ -35,8 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--stats",
         required=True,
-        choices=("checkpoint", "recompute"),
-        help="normalize by the checkpoint's statistics, or by those of these data",
+        metavar="checkpoint|recompute|FILE",
+        help="normalize by the checkpoint's statistics, by those of these data, or by a FILE that "
+        "`vla data stats` has measured on these data",
     )
     add("--workdir", help="where the new checkpoint goes")
     add("--standardizer", default="native", help="TYPE, TYPE:ROW or FILE.py:ROW (default native)")
@@ -151,6 +152,7 @@ def replay(config: config_lib.TrainConfig, workdir: str) -> dict:
             standardizer=source["standardizer"],
             dataset=source["dataset_key"],
             action_space=next(head["action_space"] for head in heads if specs.acts(head)),
+            body=finetune.find_body(config.embodiments[0])[1] if source.get("convert") else None,
             holdout=source["holdout"],
             holdout_seed=source.get("holdout_seed", 0),
             train=part == "train",

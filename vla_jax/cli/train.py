@@ -54,10 +54,11 @@ def train(config: config_lib.TrainConfig, arguments: argparse.Namespace) -> int:
 
     from vla_jax.evals import pictures
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble, determinism
+    from vla_jax.train import agree, assemble, determinism
 
     if arguments.debug_nans:
         jax.config.update("jax_debug_nans", True)
+    agree.on_start(config, arguments.workdir)
     assembly = assemble.assemble(config, arguments.workdir)
     if arguments.dry_run:
         print(config_lib.to_json(config))

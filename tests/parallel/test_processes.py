@@ -43,7 +43,7 @@ try:
     found["again"] = float(program(rows).addressable_data(0))
     found["compilations"] = len(ended)
     if waits:
-        delay, processes.PATIENCE = 3 * delay, 1000
+        delay, processes.PATIENCE = 12.0, 1000
         processes.beginning_together(jax.jit(jnp.max), "the greatest")(rows)
 except Exception as error:
     found["error"] = f"{type(error).__name__}: {error}"
@@ -69,7 +69,7 @@ def two(tmp_path, delay: float, waits: bool = True) -> list[dict]:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     started = subprocess.Popen(command, env=environment, start_new_session=True, **pipe)
     try:
-        said, _ = started.communicate(timeout=4 * delay + 200)
+        said, _ = started.communicate(timeout=delay + 200)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)

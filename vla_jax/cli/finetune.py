@@ -75,7 +75,7 @@ def finetune(arguments: argparse.Namespace) -> int:
     from vla_jax.evals import pictures
     from vla_jax.models import contract
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble, checkpoint
+    from vla_jax.train import agree, assemble, checkpoint
     from vla_jax.train import finetune as derive
 
     if arguments.workdir:
@@ -92,6 +92,7 @@ def finetune(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.workdir:
         raise plugin.UserError("--workdir is missing: the folder for the new checkpoint.")
+    agree.on_start(config, arguments.workdir)
     assembly = assemble.assemble(config, arguments.workdir)
 
     def ready():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,10 +27,15 @@ ADDRESS = 300  # seconds until process 0's host must have an address
 HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is noticed
 
 PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
+SHOWN = 5  # differences of a process that are spelled out
 NAMES = "vla_jax/name"  # / number: what a process is called
 
 _watch: watch.Watch | None = None
 _told, _met = itertools.count(), itertools.count()
+
+
+class KnownToAll(plugin.UserError):
+    """A mistake that every process has found and ends with: none is missed by the others."""
 
 
 def initialize() -> None:
@@ -116,7 +122,9 @@ def note_error(kind: type | None, error: BaseException | None, _) -> None:
 
     Has the arguments of `__exit__`, for `ExitStack.push`.
     """
-    if error is not None and _watch is not None:
+    if isinstance(error, KnownToAll) and _watch is not None:
+        _watch.leave()
+    elif error is not None and _watch is not None:
         _watch.failed(f"{kind.__name__}: {error}")
 
 
@@ -128,6 +136,31 @@ def tell(text: str) -> str:
     if first():
         store.key_value_set(key, f"={text}")  # an empty value is refused
     return store.blocking_key_value_get(key, HOUR)[1:]
+
+
+def differences(facts: Mapping[str, str]) -> str:
+    """What the processes do not agree about, named by host, the same text on each; "" if nothing.
+
+    All must call it, and equally often.
+    """
+    if jax.process_count() == 1:
+        return ""
+    key, store = f"vla_jax/facts/{next(_told)}", distributed.global_state.client
+    if not first():
+        store.key_value_set(f"{key}/{jax.process_index()}", json.dumps([name(), dict(facts)]))
+        return tell("")
+    found = []
+    for number in range(1, jax.process_count()):
+        theirs = store.blocking_key_value_get(f"{key}/{number}", HOUR)
+        who, theirs = json.loads(theirs)
+        names = [each for each in {**facts, **theirs} if facts.get(each) != theirs.get(each)]
+        lines = [
+            f"  {each}: {theirs.get(each, 'absent')} there, {facts.get(each, 'absent')} here"
+            for each in names[:SHOWN]
+        ]
+        more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+        found += [f"{who}, compared with {name()}:", *lines, *more] if names else []
+    return tell("\n".join(found))
 
 
 def meet(what: str) -> None:

@@ -27,7 +27,8 @@ import orbax.checkpoint as ocp
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, storage, trees, types
-from vla_jax.train import checksums, provenance
+from vla_jax.parallel import processes
+from vla_jax.train import checksums, provenance, trash
 from vla_jax.train import meta as metas
 from vla_jax.train import state as states
 from vla_jax.train.meta import (
@@ -115,6 +116,9 @@ class Checkpoints:
         buckets = storage.is_url(root)  # which have no empty folders
         self._made = [] if buckets else [f for f in folders if not storage.is_dir(f)]
         self._checksums = checksums.Writer() if keep.checksums else None
+        processes.meet("the folder of checkpoints")  # Orbax's barriers are collectives
+        kept = (RESUME, BEST) if processes.first() and not buckets else ()
+        self._trash = [trash.Trash(root / name) for name in kept]
         self._resume = _manager(root / RESUME, max_to_keep=keep.keep)
         self._best = None
         if keep.best_metric:
@@ -196,6 +200,8 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         meta = metas.to_json(step, n, self._config, self._assets, self._provenance)
         items["meta"] = ocp.args.JsonSave(meta)
+        for dropped in self._trash:
+            dropped.empty()
         with _write_errors(manager):
             manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         if self._checksums and jax.process_index() == 0:
@@ -248,6 +254,8 @@ class Checkpoints:
         for manager in filter(None, (self._resume, self._best)):
             with _write_errors(manager):
                 manager.close()
+        for dropped in self._trash:
+            dropped.close()
         if self._checksums:
             self._checksums.finish()
         if jax.process_index() == 0:
@@ -345,9 +353,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _manager(folder: pathlib.PurePath, **options) -> ocp.CheckpointManager:
+    # In a bucket to move is to copy: Orbax deletes there by itself.
+    moved = None if storage.is_url(folder) else trash.FOLDER
     try:
         return ocp.CheckpointManager(
-            folder, options=ocp.CheckpointManagerOptions(create=True, **options)
+            folder,
+            options=ocp.CheckpointManagerOptions(create=True, todelete_subdir=moved, **options),
         )
     except OSError as error:
         raise plugin.UserError(

@@ -54,7 +54,7 @@ def hold(workdir: str) -> Iterator[None]:
             problem = str(error)
     problem = processes.tell(problem)
     if problem:
-        raise plugin.UserError(problem)
+        raise processes.KnownToAll(problem)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, types
 from vla_jax.parallel import arrays, processes
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import accounting, lock, start
+from vla_jax.train import accounting, agree, lock, start
 from vla_jax.train import checkpoint as checkpoints
 from vla_jax.train import hooks as hooks_lib
 from vla_jax.train import log as logs
@@ -87,6 +87,7 @@ def run(
         eval_step = steps.make_eval_step(model.apply, objectives, config)
         eval_step = jax.jit(eval_step, out_shardings=everywhere, compiler_options=options)
         eval_step = processes.beginning_together(eval_step, "the first validation")
+        agree.on_data(assets)
         logs.writer_modules(config.writers)  # all that a user can cause is raised before `ready`
 
         # ----------------------------------------------------------- state: resumed, or made anew

@@ -28,6 +28,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=10",
+    "protobuf>=5",
     "psutil>=5.9",
     "pyarrow>=19",
     "pyyaml>=6",

@@ -131,10 +131,10 @@ def export(arguments: argparse.Namespace) -> dict:
 
 def _folder(path: str, step: int | None = None, complete: bool = True) -> pathlib.PurePath:
     """One step's folder; `complete=False` takes a damaged one that is named itself."""
-    from vla_jax.train import checkpoint
+    from vla_jax.train import meta
 
-    root = checkpoint.place(path)
+    root = meta.place(path)
     named = root.name.split(".")[0].isdigit() and storage.is_dir(root)
     if not complete and step is None and named:
         return root
-    return checkpoint.find(path, step)
+    return meta.find(path, step)

@@ -75,11 +75,11 @@ def finetune(arguments: argparse.Namespace) -> int:
     from vla_jax.evals import pictures
     from vla_jax.models import contract
     from vla_jax.parallel import processes
-    from vla_jax.train import agree, assemble, checkpoint
+    from vla_jax.train import agree, assemble, meta
     from vla_jax.train import finetune as derive
 
     if arguments.workdir:
-        checkpoint.place(arguments.workdir)
+        meta.place(arguments.workdir)
     fields = {field.name for field in dataclasses.fields(derive.Request)}
     given = {name: value for name, value in vars(arguments).items() if name in fields}
     if arguments.views is not None:

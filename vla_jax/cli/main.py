@@ -26,6 +26,7 @@ VERBS = {
     "data collect": ("collect", "writes demonstrations of a scripted expert, as RLDS or LeRobot"),
     "data inspect": ("inspect", "says what a dataset holds; draws a contact sheet"),
     "data dump": ("dump", "writes every field of one recorded episode to an .npz file"),
+    "data convert": ("convert", "writes a dataset as array_record RLDS or LeRobot v3.0, resized"),
     "data doctor": ("doctor", "examines robot data before training: what is wrong, what to do"),
     "data visualize": ("visualize", "writes an HTML page: films, plots and words of episodes"),
     "data index": ("index", "makes the index that RLDS data are read through"),

@@ -55,12 +55,12 @@ def train(config: config_lib.TrainConfig, arguments: argparse.Namespace) -> int:
 
     from vla_jax.evals import pictures
     from vla_jax.parallel import processes
-    from vla_jax.train import agree, assemble, checkpoint, determinism
+    from vla_jax.train import agree, assemble, determinism, meta
 
     if arguments.debug_nans:
         jax.config.update("jax_debug_nans", True)
     if arguments.workdir:
-        checkpoint.place(arguments.workdir)
+        meta.place(arguments.workdir)
     agree.on_start(config, arguments.workdir)
     assembly = assemble.assemble(config, arguments.workdir)
     if arguments.dry_run:

@@ -31,17 +31,7 @@ from vla_jax.parallel import processes
 from vla_jax.train import checksums, provenance, trash
 from vla_jax.train import meta as metas
 from vla_jax.train import state as states
-from vla_jax.train.meta import (
-    BEST,
-    RESUME,
-    Assets,
-    Meta,
-    compare,
-    find,
-    place,
-    read_meta,
-    resumable,
-)
+from vla_jax.train.meta import BEST, RESUME, Assets, Meta, compare, find, read_meta, resumable
 
 __all__ = [
     "ADVICE",
@@ -57,7 +47,6 @@ __all__ = [
     "items",
     "load",
     "load_params",
-    "place",
     "read_meta",
     "resumable",
     "shapes",

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vla_jax import plugin
 
 Path = str | os.PathLike
+INDEX_DIR = "VLA_JAX_INDEX_DIR"  # the environment's folder for indexes that lie beside no data
 DESCRIPTORS = 128  # kept open per process; a data set may have thousands of shards
 CHUNK = 2**22  # bytes per request where a file is read from end to end
 OLD = 3600.0  # s after which what a killed writer left behind is swept away

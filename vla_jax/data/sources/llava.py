@@ -246,6 +246,11 @@ def texts(
     return make(context, path=path, images=".", **how).texts()
 
 
+def index(path: str, *, index_dir: str | None = None, workers: int | None = None) -> dict:
+    """Makes the index of a file of records; see _sidecar.build, whose answer it is."""
+    return _sidecar.build([path], KIND, _scan, index_dir, workers)
+
+
 def _scan(file: _files.File) -> Mapping[str, np.ndarray]:
     """Of every turn: [offset, length, number of its record, turn, digest], picture?, share."""
     turns, picture, shares = [], [], []

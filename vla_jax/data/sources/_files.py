@@ -33,6 +33,7 @@ from vla_jax.storage import (
 __all__ = [
     "CHUNK",
     "DESCRIPTORS",
+    "INDEX_DIR",
     "Counts",
     "File",
     "Path",
@@ -52,6 +53,7 @@ __all__ = [
     "writable",
     "write",
 ]
+INDEX_DIR = "VLA_JAX_INDEX_DIR"  # the environment's folder for indexes that lie beside no data
 DESCRIPTORS = 128  # kept open per process; a data set may have thousands of shards
 CHUNK = 2**22  # bytes per request where a file is read from end to end
 

@@ -26,7 +26,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +38,7 @@ import rich.progress
 from vla_jax import plugin, storage
 from vla_jax.data.sources import _emoji
 from vla_jax.evals import _worker
+from vla_jax.parallel import fake_devices
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets" / "emoji"
 DEV_SEEDS = 0
@@ -266,12 +266,8 @@ def _environment() -> Iterator[None]:
 
     It must stand before they import jax and mujoco, hence in the environment.
     """
-    flags = re.sub(
-        r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
-    )
     wanted = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags.strip(),
+        **fake_devices.variables(1),
         "MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa"),
         "LP_NUM_THREADS": "1",  # of the software renderer
     }

@@ -143,7 +143,7 @@ class ShardingConfig:
 class CheckpointConfig:
     """When to save: resume points, and apart from them the best by a metric."""
 
-    every: int | None = 1000  # train_steps; the last one is saved too. None: nothing is
+    every: int = 1000  # train_steps; the last one is always saved
     keep: int = 2
     best_metric: str | None = None  # e.g. "validation/robot/action"
     best_mode: Literal["min", "max"] = "min"

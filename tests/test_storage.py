@@ -164,6 +164,11 @@ OF_PATHS = ("is_file", "is_dir", "exists", "glob", "stat")  # storage has the fi
 PLACES = ("train/", "cli/", "evals/report.py", "evals/rollouts.py", "evals/pictures.py")
 # (file, function): what it opens is on this machine by its nature
 LOCAL = {
+    ("train/agree.py", "on_start"): "the code of this package",
+    ("train/agree.py", "on_data"): "files that Python imported",
+    ("train/trash.py", "close"): "of local folders alone",
+    ("train/trash.py", "_work"): "of local folders alone",
+    ("train/writers/wandb.py", "__init__"): "wandb's own folder, a local one",
     ("train/lock.py", "hold"): "makes and removes empty folders, which buckets have not",
     ("train/lock.py", "__init__"): "flock, of local folders alone",
     ("train/lock.py", "_take"): "flock, of local folders alone",

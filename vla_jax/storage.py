@@ -21,6 +21,9 @@ from typing import BinaryIO
 
 from vla_jax import plugin
 
+# epath loads TensorFlow for a URL where that is installed, and decides so once, at its first path.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 Path = str | os.PathLike
 Data = bytes | str | Callable[[str], None]  # or what writes into the local file of a given name
 OLD = 3600.0  # s after which what a killed writer left behind is swept away
@@ -58,17 +61,18 @@ def path(place: Path) -> pathlib.PurePosixPath:
     text = absolute(place)
     if not is_url(text):
         return pathlib.Path(text)
-    # epath would load TensorFlow for a URL where that is installed, and remember listings for ever.
-    os.environ.setdefault("EPATH_USE_TF", "false")
     import fsspec
     from etils import epath
 
+    # epath would remember listings for ever.
     for protocol in ("gs", "gcs", "s3"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
-    found = epath.Path(text)
-    if os.fspath(found) != text:
-        raise plugin.UserError(f"{text}: expected a local path, gs://BUCKET/… or s3://BUCKET/…")
-    return found
+    try:
+        return epath.Path(text)
+    except KeyError as error:
+        raise plugin.UserError(
+            f"{text}: expected a local path, gs://BUCKET/… or s3://BUCKET/…"
+        ) from error
 
 
 def local(where: str, place: Path) -> pathlib.Path:

@@ -34,7 +34,9 @@ def write(folder, arrays: dict, listed: dict | None = None) -> None:
 
 def judged(folder, capsys) -> tuple[int, dict]:
     code = compare_octo.main(["--golden", str(folder)])
-    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    said = capsys.readouterr()
+    print(said.err[-2000:])  # pytest shows it where a comparison broke
+    found = json.loads(said.out.strip().splitlines()[-1])
     for name, verdict in found.items():
         if name == "not_compared":
             assert all(isinstance(why, str) and why for why in verdict.values())

@@ -82,9 +82,11 @@ def _compare(golden: Golden, file: str, row: int) -> None:
 
     def write(call, inputs, named, context):
         answer = call(*inputs, **named)
-        concrete = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(answer))
-        if context.method_name == "__call__" and concrete:  # a scan traces its body once before
-            calls.setdefault("/".join(context.module.path), []).append((inputs, answer))
+        if context.method_name == "__call__":
+            # A scan traces its body once before.
+            concrete = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(answer))
+            if concrete:
+                calls.setdefault("/".join(context.module.path), []).append((inputs, answer))
         return answer
 
     with jax.disable_jit(), nn.intercept_methods(write):

@@ -191,7 +191,7 @@ def _steps(golden: Golden) -> None:
     optimizer = _optimizer(golden, native.variables)
 
     def length(tree):
-        return optax.global_norm([leaf for path, leaf in trees.items(tree) if not frozen(path)])
+        return optax.tree.norm([leaf for path, leaf in trees.items(tree) if not frozen(path)])
 
     @jax.jit
     def train_step(variables, state, keys):

@@ -19,9 +19,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 
 from vla_jax import config as config_lib
+from vla_jax.cli import train
 
 REPLAYED = 10  # episodes of each part, for the error at the end
 
@@ -56,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--language", default="required", choices=("required", "optional"))
     add("--seed", type=int, default=0)
     add("--dry-run", action="store_true", help="print config and parameters, train nothing")
+    add("--process", metavar="I/N@HOST:PORT", help=train.PROCESS)
     parser.set_defaults(overrides=[])  # ``--config.a.b=c``, gathered by main
 
 
@@ -70,14 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def finetune(arguments: argparse.Namespace) -> int:
     """The exit code, in one of the processes."""
-    from vla_jax import plugin
-    from vla_jax.cli import train
+    from vla_jax import plugin, storage
     from vla_jax.evals import pictures
     from vla_jax.models import contract
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble
+    from vla_jax.train import agree, assemble, meta
     from vla_jax.train import finetune as derive
 
+    if arguments.workdir:
+        meta.place(arguments.workdir)
     fields = {field.name for field in dataclasses.fields(derive.Request)}
     given = {name: value for name, value in vars(arguments).items() if name in fields}
     if arguments.views is not None:
@@ -90,16 +92,18 @@ def finetune(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.workdir:
         raise plugin.UserError("--workdir is missing: the folder for the new checkpoint.")
+    agree.on_start(config, arguments.workdir)
     assembly = assemble.assemble(config, arguments.workdir)
 
     def ready():
         if processes.first():
-            os.makedirs(arguments.workdir, exist_ok=True)
             pictures.write(assembly, arguments.workdir)
-            with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
-                file.write(config_lib.to_json(config))
-            with open(os.path.join(arguments.workdir, contract.FILE), "w") as file:
-                json.dump(expected(assembly), file, indent=1)
+            written = {
+                "config.json": config_lib.to_json(config),
+                contract.FILE: json.dumps(expected(assembly), indent=1),
+            }
+            for name, text in written.items():
+                storage.write(storage.join(arguments.workdir, name), text)
 
     if processes.first():
         print(prepared.report)

@@ -20,8 +20,7 @@ import time
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
-from vla_jax.cli import smoke
-from vla_jax.parallel import chips
+from vla_jax.parallel import chips, fake_devices
 
 BEGUN = "VLA_PLAN_BEGUN"  # when the verb began, in the process that has the fake devices
 
@@ -41,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     if BEGUN not in os.environ:
         words = ["--config", arguments.config, "--topology", arguments.topology]
         environment = {
-            **smoke.fake_devices(chips.count(shape)),
+            **os.environ,
+            **fake_devices.variables(chips.count(shape)),
             BEGUN: str(time.time()),
             "TPU_SKIP_MDS_QUERY": "1",  # libtpu would look for a cloud's metadata
             "TPU_LIBRARY_LOG_LEVEL": "3",

@@ -18,11 +18,11 @@ import hashlib
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import action_space as action_space_lib
 from vla_jax.data import (
     asked,
     augment,
     cache,
-    convert,
     endpoints,
     filters,
     fit,
@@ -75,7 +75,7 @@ class RobotRows:
         )
         recorded, space = episodes, self.action_space
         if reading.convert is not None:
-            episodes, self.action_space = convert.converted(
+            episodes, self.action_space = action_space_lib.converted(
                 f"{self.where}: convert", episodes, self.embodiment, space, reading.convert
             )
         self.episodes, self.groups = episodes, fit.proprio_sizes(context)
@@ -92,7 +92,7 @@ class RobotRows:
         self._hash_of_episodes, self.idle, kept = recorded.fingerprint(), 0, None
         if space != self.action_space:
             # Not of the numbers made: on another processor their last bits may be others.
-            made_by = (convert.RECIPE, space, self.action_space, self.embodiment.proprio)
+            made_by = (action_space_lib.RECIPE, space, self.action_space, self.embodiment.proprio)
             self._hash_of_episodes = _hash(self._hash_of_episodes, *made_by)
         self._parts: dict[bool, tuple[np.ndarray, int]] = {}
         if reading.cache is not None:

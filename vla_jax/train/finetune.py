@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, trees, types
+from vla_jax import plugin, storage, trees, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.data import recordings, statistics_file
@@ -152,7 +152,7 @@ def derive(
             else config_lib.NormalizerConfig().modes,
         ),
         init_from=config_lib.InitFromConfig(
-            checkpoint=os.path.abspath(request.checkpoint), fresh=tuple(draft.fresh)
+            checkpoint=storage.absolute(request.checkpoint), fresh=tuple(draft.fresh)
         ),
         optimizer=dataclasses.replace(
             meta.config.optimizer,
@@ -278,7 +278,7 @@ def _source(request: Request, dataset_key: str | None, body, space: types.Action
     converted = dict(convert=space.name) if len(body.action_spaces) > 1 else {}
     return converted | dict(
         type=request.source or recordings.source_type(request.data),
-        path=request.data if "://" in request.data else os.path.abspath(request.data),
+        path=storage.absolute(request.data),
         standardizer=recordings.standardizer(request.standardizer),
         dataset_key=dataset_key,
         holdout=request.holdout,

@@ -136,24 +136,27 @@ def test_others(tmp_path, rlds, capsys):
         indexes.index(str(tmp_path / "empty"))
 
 
-# The third index is written in two halves, and between them somebody may be killed.
+# The third index is half written when somebody is killed.
 SLOW = """
 import sys
 from vla_jax.data import indexes
 from vla_jax.data.sources import _files
 
-fill, count = _files._fill, 0
+write, count = _files.write, 0
 
 def halves(path, data):
     global count
     count += 1
-    if count == 3:
-        fill(path, data[: len(data) // 2])
+
+    def stop(local):
+        with open(local, "wb") as file:
+            file.write(data[: len(data) // 2])
         print("half", flush=True)
         sys.stdin.read()
-    fill(path, data)
 
-_files._fill = halves
+    write(path, stop if count == 3 else data)
+
+_files.write = halves
 indexes.index(sys.argv[1], workers=0)
 """
 

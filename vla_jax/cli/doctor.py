@@ -57,8 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def from_flags(arguments: argparse.Namespace):
     """The case of one folder, read through a standardizer."""
-    import dataclasses
-
     from vla_jax import plugin, types
     from vla_jax.data import recordings, robot
 
@@ -69,9 +67,6 @@ def from_flags(arguments: argparse.Namespace):
     spec = recordings.standardizer(arguments.standardizer)
     table, read = recordings.recorded(arguments.path, standardizer=spec, split=arguments.split)
     body = _body(arguments.embodiment or table.embodiment)
-    table = dataclasses.replace(
-        table, embodiment=body.name, action_space=arguments.action_space or table.action_space
-    )
     context = types.SourceContext(
         name="data",
         stream=STREAM,
@@ -80,7 +75,13 @@ def from_flags(arguments: argparse.Namespace):
         embodiments=(body,),
         action_spaces=body.action_spaces,
     )
-    reading = robot.Reading(holdout=0.0, language="optional", dataset_key=arguments.dataset_key)
+    reading = robot.Reading(
+        embodiment=body.name,
+        action_space=arguments.action_space,
+        holdout=0.0,
+        language="optional",
+        dataset_key=arguments.dataset_key,
+    )
     source = robot.RobotRows(context, table, read, reading)
     given = _statistics(arguments.checkpoint) if arguments.checkpoint else None
     modes = {"action": "q01_q99", "*": "zscore"}  # as config.NormalizerConfig has them

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from vla_jax.data.episodes import Episodes
+
+NAMES = ("embodiment", "action_space")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
     """The settings of a robot source beside where its data lie.
 
     Attributes:
+      embodiment, action_space: names, in place of those that the standardizer finds.
       holdout: share of the episodes kept for validation (at least one, if not 0), by a hash of
         (holdout_seed, episode id). `context.train` says which part is read. 1 = all of them, for
         a split that is kept for validation as a whole.
@@ -49,6 +54,8 @@ class Reading:
         runs of about `run_bytes` bytes at a time, each read by one request; see data/runs.py.
     """
 
+    embodiment: str | None = None
+    action_space: str | None = None
     holdout: float = 0.1
     holdout_seed: int = 0
     episodes: int | None = None
@@ -80,11 +87,17 @@ class Reading:
         """From a source's ``**reading: robot.Reading``, whose names plugin.build has checked."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
 
+    def named(self, table: Episodes) -> Episodes:
+        """The table of the embodiment and action space that are named here, if they are."""
+        given = {name: getattr(self, name) for name in NAMES}
+        return dataclasses.replace(table, **{k: v for k, v in given.items() if v is not None})
+
     def described(self) -> dict:
         """What of it decides what samples are: all but where files lie and how large a cache is."""
         fields = dataclasses.asdict(self)
         fields.pop("paraphrases")  # their contents count
-        fields.pop("convert")  # so does what it makes of the data
+        for name in (*NAMES, "convert"):  # so does what these make of the data
+            fields.pop(name)
         if self.cache is not None:
             fields["cache"] = {k: v for k, v in self.cache.items() if k in ("format", "quality")}
         return fields

@@ -64,7 +64,7 @@ class RobotRows:
         read: episodes_lib.FrameReader,
         reading: Reading,
     ):
-        self.context, self.reading = context, reading
+        self.context, self.reading, episodes = context, reading, reading.named(episodes)
         self.where = f"{context.stream}.{context.name} ({episodes.where})"
         self.dataset_key = reading.dataset_key or episodes.name
         self.embodiment = fit.named(

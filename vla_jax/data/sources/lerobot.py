@@ -8,7 +8,6 @@ that meta/info.json does not describe, and annotations of dtype "language", are 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,8 +34,6 @@ def make(
     path: str,
     standardizer: str | Mapping = "native",
     split: str = "train",
-    embodiment: str | None = None,
-    action_space: str | None = None,
     tolerance: float = _video.TOLERANCE,
     index_dir: str | None = None,
     **reading: robot.Reading,
@@ -49,7 +46,6 @@ def make(
       standardizer: how its features map to our nouns, ``dict(type="rows", row=dict(…))``; "native"
         for what our own writer wrote, which says it itself.
       split: a split of meta/info.json.
-      embodiment, action_space: names, in place of those that the standardizer finds.
       tolerance: how far (s) a video's frame may lie from its step's timestamp.
       index_dir: where the table of numbers is kept, if not beside the data, in
         $VLA_JAX_INDEX_DIR, or, where neither can be written, in the user's cache.
@@ -73,8 +69,6 @@ def make(
         bad_samples=made.bad_samples,
         index_dir=index_dir,
     )
-    named = {"embodiment": embodiment, "action_space": action_space}
-    table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
     return robot.RobotRows(context, table, read, made)
 
 

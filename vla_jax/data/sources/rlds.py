@@ -7,7 +7,6 @@ in the shards and are read by byte range when a sample needs them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from vla_jax.data import episodes as episodes_lib
@@ -24,8 +23,6 @@ def make(
     path: str,
     standardizer: str | Mapping = "native",
     split: str = "train",
-    embodiment: str | None = None,
-    action_space: str | None = None,
     index_dir: str | None = None,
     **reading: robot.Reading,
 ) -> robot.RobotRows:
@@ -37,7 +34,6 @@ def make(
       standardizer: ``"native"`` or ``dict(type="oxe", row="bridge")``.
       split: a split or slice as TFDS means it: "train", "train[:95%]", "train+val". (A validation
         split may repeat the training split: see holdout.)
-      embodiment, action_space: names, in place of those that the standardizer finds.
       index_dir: where the index lies, if not beside the data or in $VLA_JAX_INDEX_DIR.
       reading: holdout, steps, language, augment, …: see robot.Reading.
 
@@ -53,8 +49,6 @@ def make(
         bad_samples=made.bad_samples,
         index_dir=index_dir,
     )
-    named = {"embodiment": embodiment, "action_space": action_space}
-    table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
     return robot.RobotRows(context, table, read, made)
 
 

@@ -31,7 +31,7 @@ def write(source: pathlib.Path, target: pathlib.Path) -> dict[str, dict[str, np.
         "inputs.npz": trees.flatten(_batch(random, ROWS)),
         "outputs.npz": _outputs(random),
         "grads.npz": _trained(parameters),
-        "params_delta_after_3_steps.npz": _trained(parameters),
+        "params_delta_after_2_steps.npz": _trained(parameters),
     }
     for name, arrays in files.items():
         np.savez(target / name, **arrays)

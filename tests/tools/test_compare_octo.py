@@ -180,7 +180,7 @@ def test_a_folder_of_other_sizes(fixtures_dir, tmp_path, capsys, monkeypatch):
             del whole[name]
     whole["heads/plain/output"] = whole["heads/plain/output"] + np.float32(1e-3)
     write(tmp_path, whole)
-    for file in ("grad_norms.json", "grads.npz", "params_delta_after_3_steps.npz"):
+    for file in ("grad_norms.json", "grads.npz", "params_delta_after_2_steps.npz"):
         (tmp_path / file).unlink()
     code, found = judged(tmp_path, capsys)
     assert code == 1 and list(failed(found)) == ["outputs.npz:heads/plain/output"]

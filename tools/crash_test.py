@@ -82,9 +82,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def child(notes: pathlib.Path, words: list[str]) -> int:
     """`vla WORDS`, with a line in a file of `notes` for every batch that the training draws."""
+    from jax._src import cache_key
+
     from vla_jax.cli import main as cli
     from vla_jax.data import engine
 
+    # Else only process 0 finds its kept programs: on CPUs the key tells apart where a process is.
+    cache_key._hash_accelerator_config = cache_key._hash_devices
     draw = engine.Stream.__next__
     file = notes.with_name(f"{notes.name}-{os.environ['VLA_PROCESS']}.jsonl").open("a")
 

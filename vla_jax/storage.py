@@ -58,6 +58,8 @@ def path(place: Path) -> pathlib.PurePosixPath:
     text = absolute(place)
     if not is_url(text):
         return pathlib.Path(text)
+    if not text.startswith(("gs://", "s3://")):
+        raise plugin.UserError(f"{text}: expected a local path, gs://BUCKET/… or s3://BUCKET/…")
     # epath would load TensorFlow for a URL where that is installed, and remember listings for ever.
     os.environ.setdefault("EPATH_USE_TF", "false")
     import fsspec
@@ -65,10 +67,7 @@ def path(place: Path) -> pathlib.PurePosixPath:
 
     for protocol in ("gs", "gcs", "s3"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
-    found = epath.Path(text)
-    if os.fspath(found) != text:
-        raise plugin.UserError(f"{text}: expected a local path, gs://BUCKET/… or s3://BUCKET/…")
-    return found
+    return epath.Path(text)
 
 
 def local(where: str, place: Path) -> pathlib.Path:

@@ -61,18 +61,15 @@ def path(place: Path) -> pathlib.PurePosixPath:
     text = absolute(place)
     if not is_url(text):
         return pathlib.Path(text)
+    if not text.startswith(("gs://", "s3://")):
+        raise plugin.UserError(f"{text}: expected a local path, gs://BUCKET/… or s3://BUCKET/…")
     import fsspec
     from etils import epath
 
     # epath would remember listings for ever.
     for protocol in ("gs", "gcs", "s3"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
-    try:
-        return epath.Path(text)
-    except KeyError as error:
-        raise plugin.UserError(
-            f"{text}: expected a local path, gs://BUCKET/… or s3://BUCKET/…"
-        ) from error
+    return epath.Path(text)
 
 
 def local(where: str, place: Path) -> pathlib.Path:

@@ -115,8 +115,8 @@ def test_one_run_at_a_time(store, monkeypatch):
 
 
 def test_a_dead_run_s_lock_is_taken_over_by_one(store, monkeypatch):
-    monkeypatch.setattr(lock, "LEASE", 1.0)
-    monkeypatch.setattr(lock, "SETTLE", 1.0)
+    monkeypatch.setattr(lock, "RENEW", 0.2)
+    monkeypatch.setattr(lock, "LEASE", 4.0)
     url, taken = f"{bucket.NAME}/runs/dead", []
     storage.write(f"{url}/{lock.FILE}", json.dumps(dict(pid=1, host="gone", since="then")))
 
@@ -124,7 +124,7 @@ def test_a_dead_run_s_lock_is_taken_over_by_one(store, monkeypatch):
         try:
             with lock.hold(url):
                 taken.append(time.monotonic())
-                time.sleep(4)
+                time.sleep(5)
         except plugin.UserError as error:
             assert "trains there" in str(error)
 

@@ -147,7 +147,12 @@ class _Lease:
         return json.dumps(_who() | dict(token=self._token, turn=self._turn)).encode()
 
     def _found(self) -> bytes | None:
-        return storage.read(self._path) if storage.is_file(self._path) else None
+        try:
+            return storage.read(self._path)
+        except plugin.UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            return None
 
     def _mine(self) -> bool:
         return self._token.encode() in (self._found() or b"")

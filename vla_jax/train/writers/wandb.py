@@ -26,7 +26,13 @@ class Writer:
 
     def __init__(self, workdir: str):
         wandb = _package()
+        self._teardown = wandb.teardown
         self._close = contextlib.ExitStack()
+        if storage.is_url(workdir) and os.environ.get("WANDB_MODE") == "offline":
+            raise plugin.UserError(
+                f"WANDB_MODE=offline: its files cannot lie in {workdir}, where --workdir is; leave "
+                "'wandb' out of config.writers, or take a local --workdir"
+            )
         if storage.is_url(workdir):
             local = self._close.enter_context(tempfile.TemporaryDirectory())
         else:
@@ -53,6 +59,7 @@ class Writer:
     def close(self) -> None:
         """Waits until all has been sent, or written where the mode is offline."""
         self._run.finish()
+        self._teardown()  # offline, the file is whole when the program that writes it has ended
         self._close.close()
 
 

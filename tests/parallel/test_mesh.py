@@ -124,6 +124,11 @@ def test_several_processes_of_one_slice_are_one_network():
     assert list(meshes.order((1, 1, 8, 1), devices).flat) == devices
 
 
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
+def test_two_processes_in_order_keep_their_order(sizes):
+    assert [d.id for d in meshes.order(sizes, hosts(2, 4)).flat] == list(range(8))
+
+
 def test_one_host_keeps_its_order():
     assert list(meshes.order((2, 2, 2, 1), hosts(1, 8)).flat) == hosts(1, 8)
     made = meshes.make({"data": 2, "fsdp": 2, "tensor": 2})

@@ -8,11 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from tests.train import toy
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
 from vla_jax.parallel import mesh as meshes
 from vla_jax.parallel import sharding
-from vla_jax.train import optimizer
+from vla_jax.train import checkpoint, optimizer, start
+from vla_jax.train import step as steps
 
 LAYERS, D, N, H, F = 2, 8, 2, 4, 16
 SHAPES = {
@@ -179,6 +181,26 @@ def test_on_a_mesh_the_state_is_sharded_and_the_steps_are_the_same():
 def test_rows_that_do_not_fit_are_refused(rows, said):
     with pytest.raises(plugin.UserError, match=said):
         optimizer.make(settings(muon=rows), 10, PARAMS)
+
+
+def test_a_state_is_saved_and_comes_back(tmp_path):
+    rows = (("params/kernel", {"inputs": (1,), "outputs": (2,)}), (".*", None))
+    config = toy.config(optimizer=dict(type="muon", muon=rows))
+    mesh = meshes.make(devices=jax.devices()[:1])
+    plan = start.plan(config, toy.Model(), toy.batches(config), mesh)
+    state = start.fresh(plan)
+    grads = jax.tree.map(jnp.cos, state.trained)
+    state = steps._advance(state, grads, plan.optimizer, config.optimizer)
+    saver = checkpoint.Checkpoints(str(tmp_path), config, checkpoint.Assets())
+    saver.save(1, state, {"robot": 16, "vl": 8})
+    saver.wait()
+    back, meta = saver.restore(plan.abstract)
+    saver.close()
+    assert meta.config == config and meta.step == 1
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    moments = [path for path, _ in trees.items(back.opt_state) if path.endswith("params/kernel")]
+    assert len(moments) == 1  # a momentum, and no second moment
 
 
 def test_a_config_with_rows_survives_json():

@@ -28,6 +28,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=10",
+    "protobuf>=5",
     "psutil>=5.9",
     "pyarrow>=19",
     "pyyaml>=6",
@@ -48,7 +49,11 @@ RLDS = [
     "tensorflow-cpu>=2.21; platform_machine == 'x86_64' and sys_platform != 'darwin'",
     "tensorflow>=2.21; platform_machine != 'x86_64' or sys_platform == 'darwin'",
 ]
+# gs:// for data, and for --workdir (Orbax needs google-cloud-storage, which comes with it).
+GCS = ["gcsfs>=2026.8"]
+WANDB = ["wandb>=0.31"]
 DEV = [
+    "gcp-storage-emulator>=2026.7",
     "hypothesis>=6.100",
     "packaging>=24",
     "pytest>=8",
@@ -69,6 +74,13 @@ setup(
     packages=find_packages(include=["vla_jax", "vla_jax.*"]),
     package_data={"vla_jax": ["assets/**/*", "data/*.css", "data/*.jinja", "evals/*.jinja"]},
     install_requires=CORE,
-    extras_require={"sim": SIM, "rlds": RLDS, "plan": ["jax[tpu]"], "dev": DEV},
+    extras_require={
+        "sim": SIM,
+        "rlds": RLDS,
+        "plan": ["jax[tpu]"],
+        "gcs": GCS,
+        "wandb": WANDB,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["vla = vla_jax.cli.main:main"]},
 )

@@ -1,7 +1,7 @@
 """How fast robot samples come from disk here, doing the work of Octo's pipeline.
 
   python benchmarks/data.py [--data ../shared/fixtures/bridge_dataset] [--workers 0,2] [--grain]
-  python benchmarks/data.py --memory 200,2000
+  python benchmarks/data.py --memory 200,2000 [--access contiguous]
 
 A sample is two primary frames (Bridge's 64 px, Lanczos to 256), two of a wrist camera that Bridge
 lacks (128 px of padding), a goal picture of each, proprio, a language instruction and chunks of 4
@@ -39,7 +39,7 @@ import psutil
 
 from vla_jax import plugin
 from vla_jax.codecs import text_tokenizer
-from vla_jax.data import engine, mixture, order
+from vla_jax.data import engine, mixture, order, runs
 from vla_jax.data.sources import rlds
 from vla_jax.embodiments import widowx
 from vla_jax.types import SourceContext
@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument("--cache-format", default="raw", choices=("jpeg", "raw"))
     parser.add_argument("--grain", action="store_true", help="time Grain's own mixture, too")
     parser.add_argument("--only", help="only these rates, by name, a,b,…")
+    parser.add_argument("--access", default="random", choices=runs.ACCESS)
     parser.add_argument("--memory", help="only this: batch counts after which RSS is read, a,b,…")
     arguments = parser.parse_args()
     try:
@@ -117,18 +118,18 @@ class Bench:
             path=self.arguments.cache or str(self.scratch / "cache"),
             format=self.arguments.cache_format,
         )
-        runs = {
+        rates = {
             "samples_per_s_equal_quality": dict(augment=AUGMENT),
             "samples_per_s_no_augmentation": {},
             "samples_per_s_cached": dict(augment=AUGMENT, cache=cache),
             "samples_per_s_cached_no_augmentation": dict(cache=cache),
         }
-        only = (self.arguments.only or ",".join(runs)).split(",")
+        only = (self.arguments.only or ",".join(rates)).split(",")
         for name in only:
-            if name not in runs:
-                raise plugin.UserError(plugin.unknown("--only", name, runs))
-        runs = {name: runs[name] for name in only}
-        mixtures = {name: self.mixture(**settings) for name, settings in runs.items()}
+            if name not in rates:
+                raise plugin.UserError(plugin.unknown("--only", name, rates))
+        rates = {name: rates[name] for name in only}
+        mixtures = {name: self.mixture(**settings) for name, settings in rates.items()}
         openers = {"": self.ours}
         if self.arguments.grain:
             openers["grain_"] = self.grain
@@ -170,6 +171,7 @@ class Bench:
             "rss_mb_after": after,
             "growth": round(growth, 4),
             "workers": workers,
+            "access": self.arguments.access,
         }
 
     def first_batch(self) -> float:
@@ -197,6 +199,7 @@ class Bench:
             language="optional",
             optional_views=("wrist",),
             goals=dict(views=("primary", "wrist")),
+            access=self.arguments.access,
             **settings,
         )
 

@@ -161,7 +161,7 @@ def step(arguments, prefix: str = "", **model) -> dict:
 
 def remat(arguments) -> dict:
     """`step`, keeping nothing of a layer but its input."""
-    return step(arguments, "remat_", trunk={**config().model.trunk, "remat": True})
+    return step(arguments, "remat_", trunk={**config().model.trunk, "remat": "full"})
 
 
 def bf16(arguments) -> dict:

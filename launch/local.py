@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,7 +20,8 @@ import sys
 import threading
 import time
 
-FLAG = "--xla_force_host_platform_device_count"
+from vla_jax.parallel import fake_devices
+
 GRACE = 10.0  # seconds between asking a process to end and killing it
 
 
@@ -69,14 +69,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def environment(coordinator: str, processes: int, number: int, devices: int) -> dict[str, str]:
     """The environment of process `number`."""
-    flags = re.sub(rf"{FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
     return {
         **os.environ,
+        **fake_devices.variables(devices),
         "VLA_COORDINATOR": coordinator,
         "VLA_PROCESSES": str(processes),
         "VLA_PROCESS": str(number),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} {FLAG}={devices}".strip(),
         "PYTHONUNBUFFERED": "1",
     }
 

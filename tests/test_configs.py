@@ -3,15 +3,18 @@
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from tests.policy import recorded
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
+from vla_jax.data import members
+from vla_jax.data.standardizers import oxe
 from vla_jax.evals import rollouts
-from vla_jax.models import synthetic
+from vla_jax.models import build, pretrained, synthetic
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import smoke, start, step
+from vla_jax.train import assemble, smoke, start, step
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 VOCABULARY = 600  # pieces, as `vla data text-tokenizer` makes by default
@@ -121,3 +124,53 @@ def test_octo_has_the_names_of_an_import(fixtures_dir):
     theirs = {path: leaf.ndim for path, leaf in trees.items(imported.variables)}
     found, _ = shapes(config_lib.load(str(CONFIGS / "octo_small.py")))
     assert {path: len(leaf.shape) for path, leaf in found.items()} == theirs
+
+
+def test_the_pods_second_stage_takes_all_of_the_first():
+    """At debug size; what is fresh is what the robot needs, and nothing of stage 1 goes unused."""
+    first, second = (
+        smoke.shrink(config_lib.load(str(CONFIGS / f"octo_base_{name}.py")), {})
+        for name in ("pretrain_web", "cofinetune_oxe")
+    )
+    made = []
+    for config in (first, second):
+        network, _ = smoke.parts(config, StandIn())
+        examples = synthetic.examples(config, VOCABULARY)
+        abstract = jax.eval_shape(lambda n=network, e=examples: n.init(jax.random.key(0), e))
+        made.append(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))
+    fresh = config_lib.load(str(CONFIGS / "octo_base_cofinetune_oxe.py")).init_from.fresh
+    _, report = pretrained.load(made[1], made[0], fresh=fresh)
+    assert report.unused == () and any("heads_answer" in p for p in report.mapped)
+    organs = {path.split("/")[1] for path in report.missing}
+    places = {"positions_wrist", "positions_readout_action"}
+    assert organs == {"heads_action", "tokenizers_wrist", *places}
+
+
+def test_the_pods_robots_all_have_seven_numbers():
+    config = config_lib.load(f"{CONFIGS / 'octo_base_cofinetune_oxe.py'}:data=/oxe")
+    sizes = {s.name: s.size for s in build.action_spaces(build.embodiments(config))}
+    soup = members.expand("robot", config.streams["robot"].mixture)
+    rows = [oxe.ROWS[m.source["standardizer"]["row"]] for m in soup.values()]
+    assert len(rows) == 25 and {sizes[row.action_space] for row in rows} == {7}
+
+
+@pytest.mark.parametrize(
+    "given, open_",
+    [
+        ("", ["captions.source.path: got the placeholder 'gs://<bucket>/captions/*.tar'",
+              "oxe.root", "init_from.checkpoint"]),
+        (":data=gs://mine", ["init_from.checkpoint: got the placeholder 'gs://<bucket>/runs/web'"]),
+    ],
+)  # fmt: skip
+def test_what_only_the_user_knows_is_asked_for(given, open_):
+    config = config_lib.load(f"{CONFIGS / 'octo_base_cofinetune_oxe.py'}{given}")
+    with pytest.raises(plugin.UserError, match="give it as an argument") as found:
+        assemble.assemble(config)
+    assert all(text in str(found.value) for text in open_)
+    assert ("oxe" in str(found.value)) == (not given)
+
+
+def test_a_filled_config_asks_for_nothing():
+    given = "data=gs://mine,pretrain=gs://mine/runs/web"
+    config = config_lib.load(f"{CONFIGS / 'octo_base_cofinetune_oxe.py'}:{given}")
+    config_lib.check_filled("config", config)

@@ -17,6 +17,7 @@ FLOORS = (
         "plugin",
         "config",
         "schema",
+        "storage",
     ),  # the ground: files that may import one another
     ("parallel", "embodiments", "codecs"),
     ("nn",),
@@ -37,6 +38,8 @@ FENCES = {
     "tensorflow_metadata": ("data/sources/", "data/writers/"),
     "grain": ("data/",),
     "orbax": ("train/checkpoint.py",),
+    "fsspec": ("storage.py",),
+    "etils": ("storage.py",),
     "ml_collections": ("config.py", "cli/"),
     "gymnasium": ("envs/",),
     "mujoco": ("envs/",),
@@ -47,8 +50,17 @@ FENCES = {
     "av": ("data/sources/", "data/writers/"),
 }
 # Data workers and robot clients stay light: neither jax nor a file that imports it.
-LIGHT = ("types.py", "plugin.py", "config.py", "schema.py", "embodiments/", "codecs/", "data/")
-LIGHT_ROOMS = ("types", "plugin", "config", "schema", "embodiments", "codecs", "data")
+LIGHT = (
+    "types.py",
+    "plugin.py",
+    "config.py",
+    "schema.py",
+    "storage.py",
+    "embodiments/",
+    "codecs/",
+    "data/",
+)
+LIGHT_ROOMS = ("types", "plugin", "config", "schema", "storage", "embodiments", "codecs", "data")
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 OUTSIDE = ("tests", "configs", "launch", "tools", "benchmarks")
 CLIENT = "policy/client.py"  # one file that robots copy

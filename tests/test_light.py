@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-GROUND = ("types", "plugin", "config", "schema")
+GROUND = ("types", "plugin", "config", "schema", "storage")
 FOLDERS = ("embodiments", "codecs", "data", "data/sources", "data/standardizers")
 HEAVY = ("jax", "jaxlib", "flax", "tensorflow", "orbax", "tokenizers", "safetensors")
 

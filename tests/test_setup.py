@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-EXTRAS = ("", "sim", "rlds", "dev")
+EXTRAS = ("", "sim", "rlds", "gcs", "wandb", "dev")
 
 
 def pins(name: str) -> dict[str, str]:

@@ -4,12 +4,13 @@
     python tools/crash_test.py --seed 0 --kill-host
 
 A tiny policy trains on recorded data (configs/debug.py) on 2 processes x 4 devices: once
-undisturbed, once with `--kills` times kill -9 for one of the processes, in the middle of a
-train_step or of a save, at times drawn from `--seed`. After each kill every array of the saves that
-are left is read. Then the run is resumed on the same 2 x 4, where every loss must equal the
-undisturbed run's bit for bit; after every other kill also, from a copy, on 1 x 2, where losses may
-differ by 1e-5 of their size within 50 train_steps. WORKDIR/{undisturbed,killed,elastic}.jsonl hold
-a line per train_step and attempt: its loss (also as hexadecimal float), its rows, each hashed.
+undisturbed, once with `--kills` times kill -9 for one of the processes, after its first save, in
+the middle of a train_step or of a save (one is left unfinished then), at times drawn from `--seed`;
+both kinds come equally often. After each kill every array of the saves that are left is read. Then
+the run is resumed on the same 2 x 4, where every loss must equal the undisturbed run's bit for bit;
+after every other kill also, from a copy, on 1 x 2, where losses may differ by 1e-5 of their size
+within 50 train_steps. WORKDIR/{undisturbed,killed,elastic}.jsonl hold a line per train_step and
+attempt: its loss (also as hexadecimal float), its rows, each hashed.
 
 `--kill-host` stops a process and its watcher, as a host without power: nothing closes, nothing is
 sent. It measures how long the other one takes to name it and to end, for each of the two.
@@ -40,9 +41,10 @@ import psutil
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 EVERY = 5  # train_steps between saves
-SLACK = EVERY + 2  # a kill comes at most so many train_steps after a resume, and 2 more
+SLACK = EVERY + 2  # a kill is meant to come at most so many train_steps after a resume
 ELASTIC = 50  # train_steps that the run on 1 x 2 is followed
-MOST = 600.0  # seconds after which a training that does not move is given up
+MOST = 1800.0  # seconds after which a training that does not move is given up
+KINDS = ("train_step", "save")
 SMALL = (
     *("model.trunk.width=16", "model.trunk.depth=1", "model.trunk.heads=2", "model.trunk.mlp=16"),
     *("model.tokenizers.primary.image_size=(24,24)", "model.tokenizers.primary.grid_stride=8"),
@@ -80,8 +82,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def child(notes: pathlib.Path, words: list[str]) -> int:
     """`vla WORDS`, with a line in a file of `notes` for every batch that the training draws."""
-    number = f"{os.environ['VLA_PROCESS']}-of-{os.environ['VLA_PROCESSES']}"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{number}"
     from vla_jax.cli import main as cli
     from vla_jax.data import engine
 
@@ -122,7 +122,7 @@ class Test:
         self.seed, self.count = arguments.seed, arguments.kills
         self.root = pathlib.Path(arguments.workdir).absolute()
         self.root.mkdir(parents=True, exist_ok=True)
-        self.steps = EVERY + self.count * (SLACK + 2)
+        self.steps = 3 * EVERY + self.count * (SLACK + 2)
         self.words = [
             "--config",
             f"{ROOT}/configs/debug.py:data={arguments.data},steps={self.steps}",
@@ -130,7 +130,7 @@ class Test:
         self.words += [f"--config.{setting}" for setting in (f"seed={self.seed}", *SMALL)]
         about = {"seed": self.seed, "kills": self.count}
         self.file = self.root / "state.json"
-        self.state = {**about, "killed": [], "elastic": []}
+        self.state = {**about, "undisturbed": False, "killed": [], "elastic": []}
         if self.file.exists():
             self.state = json.loads(self.file.read_text())
             if {name: self.state[name] for name in about} != about:
@@ -141,7 +141,12 @@ class Test:
 
     def kills(self) -> dict:
         """Runs what has not been run yet; the verdict."""
-        self.finish("undisturbed", 2, 4)
+        if not self.state["undisturbed"]:
+            for left in self.root.glob("undisturbed*"):  # by a test that was itself interrupted
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            self.finish("undisturbed", 2, 4)
+            self.state["undisturbed"] = True
+            self.keep()
         for number in range(len(self.state["killed"]), self.count):
             self.state["killed"].append(self.kill(number))
             self.keep()
@@ -155,37 +160,42 @@ class Test:
 
     def kill(self, number: int) -> dict:
         """Resumes, kills one process, reads the checkpoint that is left."""
-        chance = random.Random(f"{self.seed}/{number}")
-        run = self.root / "killed"
-        begin, before = newest(run) or 0, len(losses(run))
-        stale = {path.stat().st_ino for path in saving(run)}  # of a save that a kill interrupted
-        target = begin + chance.randint(2, SLACK)
-        in_save, victim, delay = chance.random() < 0.5, chance.randrange(2), chance.random()
+        chance, run = random.Random(f"{self.seed}/{number}"), self.root / "killed"
+        begin, before = newest(run), len(losses(run))
+        stale = saving(run)  # of saves that kills interrupted
+        wanted = self.rarer(number)
+        target, delay = (begin or EVERY) + chance.randint(2, SLACK), chance.random()
+        victim, ready = chance.randrange(2), False
         with self.training(run, 2, 4) as launcher:
-            process = None
-            while process is None:
+            while not ready:
                 alive(launcher, run)
-                made = losses(run)[before:]
-                if in_save:
-                    ready = any(path.stat().st_ino not in stale for path in saving(run))
-                else:
-                    ready = bool(made) and made[-1] >= target
-                if ready:
-                    process = processes(launcher)[victim]
-                    time.sleep(delay * (0.03 if in_save else 0.3))
-                    process.kill()
                 time.sleep(0.003)
-            done = max(losses(run)[before:], default=begin)
+                made, in_save = losses(run)[before:], not saving(run) <= stale
+                if not made or newest(run) is None:
+                    continue
+                under = processes(launcher)
+                late = made[-1] >= target + EVERY  # where a save is always under way
+                ready = in_save if wanted == "save" else made[-1] >= target and not in_save or late
+            time.sleep(delay * 0.1)
+            under[victim].kill()
             launcher.wait(timeout=120)
+            done = max(losses(run)[before:])
         left, wrong = newest(run), unreadable(run)
-        say(f"kill {number}: process {victim} at train_step {done}, saved {left}, wrong: {wrong}")
+        where = KINDS[not saving(run) <= stale]
+        say(f"kill {number}: process {victim}, {where} {begin} -> {done}, saved {left}, {wrong=}")
+        if done >= self.steps:
+            raise SystemExit(f"{run} has come to its end before kill {number}")
         if number % 2:
             copy = self.root / f"elastic-{number}"
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(run, copy)
-        where = "save" if in_save else "train_step"
-        lost = done - (left or 0)
-        return dict(done=done, saved=left, lost=lost, where=where, victim=victim, wrong=wrong)
+        found = dict(begin=begin, done=done, saved=left, lost=done - left, where=where)
+        return dict(found, victim=victim, wrong=wrong)
+
+    def rarer(self, number: int) -> str:
+        """The kind of which fewer kills have been followed as kill `number` will be."""
+        kinds = [kill["where"] for kill in self.state["killed"][number % 2 :: 2]]
+        return min(KINDS[:: -1 if number % 2 else 1], key=kinds.count)
 
     def elastic(self, number: int) -> None:
         """Goes on from what kill `number` left on 1 process x 2 devices."""
@@ -244,12 +254,14 @@ class Test:
         return [*program, "train", *self.words, "--workdir", str(run)]
 
     def environment(self) -> dict[str, str]:
-        """Compiled programs are kept between the attempts: the same ones, sooner."""
+        """Compiled programs are kept between the attempts, and shared: the same ones, sooner."""
         cache = dict(
             JAX_COMPILATION_CACHE_DIR=str(self.root / "cache"),
+            JAX_COMPILATION_CACHE_MAX_SIZE=str(2**30),  # bounded: locked, see cli/main.py
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
         )
-        return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **cache}
+        index = {"VLA_JAX_INDEX_DIR": str(self.root / "index")}  # recorded data may be read-only
+        return {**index, **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **cache}
 
     def keep(self) -> None:
         """Writes what has been done."""
@@ -329,9 +341,13 @@ def losses(run: pathlib.Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
-def saving(run: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of saves that have begun and not ended."""
-    return list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+def saving(run: pathlib.Path) -> set[tuple[str, int]]:
+    """(folder, time of its last change) of saves that have begun and not ended."""
+    found = set()
+    for path in (run / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def newest(run: pathlib.Path) -> int | None:

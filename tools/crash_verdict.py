@@ -25,6 +25,7 @@ def verdict(root: pathlib.Path, state: dict, steps: int, every: int) -> dict:
     found = dict(
         kills=len(kills),
         in_saves=sum(kill["where"] == "save" for kill in kills),
+        restores=sum(kill["begin"] is not None for kill in kills),
         unreadable=sum(bool(kill["wrong"]) for kill in kills),
         max_steps_lost=max((kill["lost"] for kill in kills), default=0),
         save_every=every,

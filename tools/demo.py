@@ -28,6 +28,8 @@ from collections.abc import Iterator, Sequence
 
 import psutil
 
+from vla_jax.parallel import fake_devices
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 PRETRAIN = "train --config configs/demo_pretrain.py:split={split},out={out}"
@@ -133,8 +135,7 @@ def environment(stage: Stage, devices: int) -> dict[str, str]:
     chosen.setdefault("JAX_PLATFORMS", "cpu")
     chosen.setdefault("MUJOCO_GL", "osmesa")
     if stage.words[0] == "train":
-        flag = f"--xla_force_host_platform_device_count={devices}"
-        chosen["XLA_FLAGS"] = f"{chosen.get('XLA_FLAGS', '')} {flag}".strip()
+        chosen["XLA_FLAGS"] = fake_devices.flags(devices)
         chosen.setdefault("GLIBC_TUNABLES", MALLOC)
     return chosen
 

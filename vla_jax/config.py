@@ -12,9 +12,10 @@ import ast
 import dataclasses
 import functools
 import json
+import re
 import types as python_types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Union
 
 import ml_collections
@@ -55,6 +56,8 @@ __all__ = [  # the schema's names, for those who hold a config
     "TrainConfig",
     "ValidationConfig",
 ]
+
+PLACEHOLDER = re.compile(r"(\w+://)?<[^<>]+>")  # at the beginning of a text
 
 
 def new() -> ml_collections.ConfigDict:
@@ -141,6 +144,37 @@ def load(path_and_args: str, overrides: Sequence[str] = ()) -> TrainConfig:
 def parse(schema: type, tree: Mapping, where: str = "config") -> Any:
     """The frozen dataclass `schema` of nested tables; UserError: where, got, expected, nearest."""
     return _value(where, schema, _plain(where, tree))
+
+
+def check_filled(where: str, tree: Any) -> None:
+    """UserError for text that begins with a placeholder, like "gs://<bucket>/oxe", naming each.
+
+    A published config says by one what only its user knows; `tree` is a config or a part of it.
+    """
+    tree = dataclasses.asdict(tree) if dataclasses.is_dataclass(tree) else tree
+    found = list(_placeholders(where, tree))
+    if found:
+        raise plugin.UserError(
+            "\n".join(
+                [
+                    "the config leaves open what only you know; give it as an argument of the "
+                    "config (CONFIG.py:NAME=VALUE, its first lines name them), or as "
+                    "--config.SECTION.KEY=VALUE:",
+                    *(f"  {at}: got the placeholder {text!r}" for at, text in found),
+                ]
+            )
+        )
+
+
+def _placeholders(where: str, tree: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(tree, str) and PLACEHOLDER.match(tree):
+        yield where, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _placeholders(f"{where}.{key}", value)
+    elif isinstance(tree, list | tuple):
+        for i, value in enumerate(tree):
+            yield from _placeholders(f"{where}[{i}]", value)
 
 
 def to_json(config: Any) -> str:

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
+outside: set[str] = set()  # files of the user's that have been loaded: plug-ins, rows, configs
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: printed without a traceback, exit code 2."""
@@ -45,7 +47,9 @@ def module(folder: str, type_: str) -> ModuleType:
     """
     if "." in type_:
         try:
-            return importlib.import_module(type_)
+            found = importlib.import_module(type_)
+            outside.update(filter(None, [found.__file__]))
+            return found
         except ModuleNotFoundError as error:
             raise UserError(
                 f"{folder}: cannot import the plug-in {type_!r}: {error}. A dotted type "
@@ -101,6 +105,7 @@ def load_attribute(path: str | pathlib.Path, name: str) -> Any:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Python file that defines {name}.")
+    outside.add(str(path.resolve()))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     loaded = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours

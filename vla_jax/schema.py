@@ -203,6 +203,7 @@ class TrainConfig:
     init_from: InitFromConfig | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     freeze: tuple[tuple[str, bool], ...] = ()  # (regex, frozen?) over parameter paths
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # how frozen parameters are stored
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

@@ -1,5 +1,6 @@
 """A new embodiment, by its verbs: collect, fine-tune, reload, replay. Processes of one device."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -118,6 +119,30 @@ def small(tmp_path_factory):
     run.words = [*words, "--embodiment", str(root / "my_arm.py"), "--steps", "2"]
     run.words += ["--views", "primary"]  # the body has a wrist, the data do not
     return run
+
+
+@pytest.mark.slow
+def test_statistics_of_a_file_are_those_of_the_data(small, tmp_path):
+    """A file measured on these very data gives their statistics; of others it is refused."""
+    from vla_jax import plugin
+    from vla_jax.cli import main as cli
+    from vla_jax.data import statistics, statistics_file
+    from vla_jax.train import assemble, finetune
+
+    words = [*small.words[1:], "--stats", "recompute"]
+    given = vars(cli.parser_of("finetune").parse_args(words))
+    names = [field.name for field in dataclasses.fields(finetune.Request)]
+    asked = finetune.Request(**{n: given[n] for n in names if n in given} | {"views": ("primary",)})
+    assembly = assemble.assemble(finetune.prepare(asked).config)
+    tables = statistics.gather(assembly.mixtures["robot"].sources.values())
+    path = str(tmp_path / "stats.json")
+    statistics_file.write(path, tables, statistics.measure(tables))
+    by_file = dataclasses.replace(asked, stats=path)
+    read = assemble.assemble(finetune.prepare(by_file).config)
+    assert read.normalizer.to_json() == assembly.normalizer.to_json()
+    other = dataclasses.replace(by_file, episodes=2)
+    with pytest.raises(plugin.UserError, match="other episodes, standardizer or holdout"):
+        assemble.assemble(finetune.prepare(other).config)
 
 
 @pytest.mark.mesh

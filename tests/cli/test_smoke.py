@@ -41,6 +41,16 @@ def test_debug_config_on_a_mesh(capsys):
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["octo_base_pretrain_web", "octo_base_cofinetune_oxe"])
+def test_the_pods_job_at_debug_size(name, capsys):
+    code = cli.main(["smoke", "--config", f"configs/{name}.py", "--mesh", "1,2,2,2"])
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert code == 0 and found["agree"], found
+    assert found["dtype"] == "float32" and "vl" in found["streams"]
+
+
+@pytest.mark.mesh
 def test_a_strangers_head(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "mamba.py").write_text(HEAD)

@@ -1,15 +1,22 @@
 """Episodes chosen by an expression or by the user's function; steps that do nothing."""
 
 import dataclasses
+import functools
+import json
+import shutil
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.sources import lerobot_sets
 from vla_jax import plugin
 from vla_jax.data import episodes, filters, selection
+from vla_jax.data.sources import _lerobot_folder, lerobot
 from vla_jax.data.sources import rlds as source_lib
 from vla_jax.embodiments import widowx
 
@@ -174,3 +181,78 @@ def test_rows_without_idle_steps_keep_their_own_pictures(rlds, tmp_path, context
     assert row["targets"]["action"][0, :, 1].tolist() == [1, 5, 6]
     whole = source_lib.make(context, path=str(path), holdout=0)
     assert whole.data_fingerprint != made.data_fingerprint
+
+
+def ids(context, make, **arguments) -> list[str]:
+    source = make(context, **arguments)
+    return [source.episodes.ids[e] for e in source.selected.tolist()]
+
+
+def test_metadata_of_rlds(tmp_path, rlds, context):
+    episodes = [
+        rlds.episode(
+            i,
+            **{
+                "episode_metadata/file_path": [f"/lab_{i % 2}/{i}.hdf5".encode()],
+                "episode_metadata/success": np.array([i != 3]),
+                "episode_metadata/score": np.float32([i / 4]),
+            },
+        )
+        for i in range(6)
+    ]
+    path = str(rlds.write(tmp_path / "arm_data" / "1.0.0", episodes))
+    tree = json.loads((tmp_path / "arm_data/1.0.0/features.json").read_text())
+    leaves = tree["featuresDict"]["features"]["episode_metadata"]["featuresDict"]["features"]
+    leaves["file_path"] = {"text": {}}
+    leaves["success"] = {"tensor": {"shape": {}, "dtype": "bool"}}
+    leaves["score"] = {"tensor": {"shape": {"dimensions": ["1"]}, "dtype": "float32"}}
+    (tmp_path / "arm_data/1.0.0/features.json").write_text(json.dumps(tree))
+    row = dict(
+        embodiment="arm",
+        action_space="xyz_gripper",
+        views={"primary": "observation/images/primary"},
+        action="action",
+        proprio={"hand": "observation/proprio/hand"},
+        language="language_instruction",
+        episode_id="episode_id",
+    )
+    # The row names none of them: they are known nevertheless.
+    for standardizer in ("native", dict(type="rows", row=row)):
+        given = dict(path=path, holdout=0, standardizer=standardizer)
+        find = functools.partial(ids, context, source_lib.make, **given)
+        assert find(filter="success and 'lab_1' in file_path") == ["e1", "e5"]
+        assert sorted(find(filter="0.5 <= score < 1.25")) == ["e2", "e3", "e4"]
+        with pytest.raises(plugin.UserError, match="did you mean 'file_path'"):
+            find(filter="file_pth == 'x'")
+
+
+def test_metadata_of_lerobot_v21(tmp_path, context):
+    path = lerobot_sets.write_v21(tmp_path / "set", kind="image")
+    listed = tmp_path / "set/meta/episodes.jsonl"
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    more = [dict(operator="Zoë", success=True), dict(success=False), {}, dict(operator="Bo")]
+    listed.write_text("".join(json.dumps({**a, **b}) + "\n" for a, b in zip(rows, more)))
+    find = functools.partial(
+        ids, context, lerobot.make, path=path, holdout=0, standardizer=lerobot_sets.STANDARDIZER
+    )
+    assert find(filter="task == 'touch the cat'") == ["episode_000001", "episode_000003"]
+    assert find(filter="success") == ["episode_000000"], "what is not said is not true"
+    assert find(filter="operator in ['Zoë', 'Bo']") == ["episode_000000", "episode_000003"]
+    assert find(filter="episode_index > 2 or success") == ["episode_000000", "episode_000003"]
+    with pytest.raises(plugin.UserError, match="did you mean 'operator'"):
+        find(filter="operater == 'Bo'")
+
+
+def test_metadata_of_lerobot_v3(tmp_path, fixtures_dir):
+    path = tmp_path / "set"
+    shutil.copytree(fixtures_dir / "lerobot/lerobot_v3_sample", path)
+    file = path / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    count = len(table)
+    table = table.append_column("quality", pa.array([None, *range(1, count)]))
+    order = np.arange(count)[::-1]  # rows need not stand in order, nor in one file
+    pq.write_table(table.take(order[:1]).drop(["stats/action/mean"]), file)
+    pq.write_table(table.take(order[1:]), file.with_name("file-001.parquet"))
+    folder = _lerobot_folder.open_folder(path)
+    tasks = [t[0] for t in table["tasks"].to_pylist()]
+    assert folder.facts == {"task": tasks, "quality": [None, *range(1, count)]}

@@ -169,5 +169,18 @@ def test_what_cannot_be_asked_is_refused(pointer, folder, monkeypatch):
         list(pointer.collages(1, 0, TABLE[:-1]))
     shards = dict(web=dict(source=dict(type="image_text", path="x"), weight=1.0))
     monkeypatch.setattr(pointer, "stream", dataclasses.replace(pointer.stream, mixture=shards))
-    with pytest.raises(plugin.UserError, match="'vl' shows 'image_text', not collages"):
+    with pytest.raises(plugin.UserError, match="no member that shows 'collage'.*'image_text'"):
         list(pointer.collages(1, 0, TABLE))
+
+
+def test_the_member_that_can_be_asked_is_found(pointer, seen, monkeypatch):
+    """Behind others, in a group; in the mixture where the validation has none."""
+    asked = list(pointer.collages(3, 2, TABLE))
+    web = dict(source=dict(type="image_text", path="x"), weight=1.0)
+    group = dict(members=dict(emoji=dict(source=tiny_cards.COLLAGES)), weight=1.0)
+    for validation in ({}, dict(web=web)):
+        stream = dataclasses.replace(
+            pointer.stream, mixture=dict(a=web, b=group), validation=validation
+        )
+        monkeypatch.setattr(pointer, "stream", stream)
+        assert list(pointer.collages(3, 2, TABLE)) == asked

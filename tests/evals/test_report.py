@@ -98,7 +98,8 @@ def training(folder, streams):
     rng = np.random.default_rng(len(folder.name))
     rows = []
     for step in range(50, 501, 50):
-        row = {"step": step, "loss": 4 * 0.995**step, "lr": 1e-3}
+        row = {"step": step, "loss": 4 * 0.995**step, "lr": 1e-3, "seconds/compile": 3.0}
+        row |= {"gradient_norm/trunk": 1.0, "samples_per_second/robot": 50.0}
         for stream in streams:
             for name in ("pointing", "region_text") if stream == "vl" else ("action", "pointing"):
                 row[f"{stream}/{name}"] = 3 * 0.99**step + 0.1 * rng.random()
@@ -145,6 +146,9 @@ def test_the_whole_run(run):
     ]
     assert html.index(">missed<") < html.index(">reached<")
     assert html.count("data:image/webp") == 6
+    # Curves are of what is learned: speed and norms are for a run's writers.
+    assert ">loss<" in html and ">robot/action<" in html
+    assert not re.search(r">(gradient_norm|seconds|samples_per_second)/", html)
     assert "stream “robot”" in html and "stream “vl”" in html
     assert not re.search(r'(src|href)="(?!data:|#)', html), "the page must need nothing else"
     ids = re.findall(r'\sid="([^"]+)"', html)

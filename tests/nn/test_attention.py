@@ -87,15 +87,27 @@ def test_blocks_of_queries_change_neither_values_nor_gradients(
 def test_blocks_end_with_timesteps_and_leave_out_what_nobody_sees(monkeypatch):
     seen = visibility.mask(ROWS, visibility.make(RULES))  # language 2, then twice image 3 readout 1
     for size, wanted in [
-        (9, ((0, 6, 0, 5), (6, 10, 0, 9))),
-        (4, ((0, 2, 0, 2), (2, 6, 0, 5), (6, 10, 0, 9))),
-        (3, ((0, 2, 0, 2), (2, 4, 0, 5), (4, 6, 0, 5), (6, 8, 0, 9), (8, 10, 0, 9))),
-    ]:
+        (9, ((0, 6, ((0, 5),)), (6, 10, ((0, 9),)))),
+        (4, ((0, 2, ((0, 2),)), (2, 6, ((0, 5),)), (6, 10, ((0, 9),)))),
+        (3, (
+            (0, 2, ((0, 2),)),
+            (2, 4, ((0, 5),)), (4, 6, ((0, 5),)), (6, 8, ((0, 9),)), (8, 10, ((0, 9),)),
+        )),
+    ]:  # fmt: skip
         monkeypatch.setattr(attention, "BLOCK", size)
         assert attention._blocks(seen, ROWS.time, whole=False) == wanted
         whole = attention._blocks(seen, ROWS.time, whole=True)
         assert [block[:2] for block in whole] == [block[:2] for block in wanted]
-        assert {block[2:] for block in whole} == {(0, 10)}
+        assert {block[2] for block in whole} == {((0, 10),)}
+
+
+def test_a_block_leaves_out_what_lies_between_seen_keys(monkeypatch):
+    now = (("*", "language", "all"), ("*", "*", "now"))
+    seen = visibility.mask(ROWS, now)
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    for gap, last in [(64, ((0, 10),)), (3, ((0, 2), (6, 10)))]:
+        monkeypatch.setattr(attention, "GAP", gap)
+        assert attention._blocks(seen, ROWS.time, whole=False)[-1] == (6, 10, last)
 
 
 def test_rows_of_the_mask_by_static_or_traced_slots():

@@ -89,14 +89,14 @@ def test_parameters_are_stacked_and_the_same_for_every_unroll_and_remat():
     assert layers["trunk"]["query"]["kernel"].shape == (3, 8, 2, 4)
     assert layers["trunk"]["out"]["kernel"].shape == (3, 2, 4, 8)
     assert set(p) == {"params"}  # nothing sown
-    for changes in (dict(unroll=3), dict(remat=True), dict(remat="dots_saveable")):
+    for changes in (dict(unroll=3), dict(remat="dots"), dict(remat="full")):
         other = shapes(make(**changes), {"trunk": tokens()}, ROWS, VALID)
         assert trees.diff(p, other) == ""
     kernels = layers["trunk"]["query"]["kernel"]
     assert not np.array_equal(kernels[0], kernels[1])
 
 
-@pytest.mark.parametrize("changes", [dict(unroll=3), dict(remat=True)])
+@pytest.mark.parametrize("changes", [dict(unroll=3), dict(remat="dots"), dict(remat="full")])
 def test_unroll_and_remat_change_neither_values_nor_gradients(changes):
     def loss(net, p):
         return jnp.sum(jnp.square(run(net, p, tokens())[:, :4]))
@@ -305,7 +305,8 @@ def test_constraints_on_a_mesh_change_no_value():
         (dict(heads=4, kv_heads=3), "do not divide over 3"),
         (dict(position="ropee"), "did you mean 'rope'"),
         (dict(norm="rsm"), "did you mean 'rms'"),
-        (dict(remat="dots_savable"), "did you mean 'dots_saveable'"),
+        (dict(remat="dot"), "did you mean 'dots'"),
+        (dict(remat=True), "trunk.remat"),
         (dict(width=16), "have width 8, not 16"),
         (dict(rules=(("*", "*", "al"),)), "did you mean 'all'"),
     ],

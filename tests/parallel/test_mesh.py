@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 
 import jax
@@ -67,3 +68,76 @@ def test_constrain_leaves_what_does_not_divide():
         np.testing.assert_array_equal(grads, 1.0)
     with meshes.use(None):
         pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device of a machine that is not there."""
+
+    id: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSlice(Device):
+    slice_index: int = 0
+
+
+def hosts(count: int, each: int, shuffled: bool = False) -> list[Device]:
+    made = [Device(i, i // each) for i in range(count * each)]
+    return list(np.random.default_rng(0).permutation(np.array(made))) if shuffled else made
+
+
+def slices(count: int, each: int, process_of) -> list[Device]:
+    return [OfSlice(i, process_of(i), slice_index=i // each) for i in range(count * each)]
+
+
+def across(found: np.ndarray, axis: int, attribute: str) -> bool:
+    """Whether some line of the array along `axis` holds devices of several parts."""
+    numbers = np.vectorize(lambda d: getattr(d, attribute))(found)
+    return bool((np.take(numbers, [0], axis) != numbers).any())
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 1, 1), (2, 2, 4, 1), (1, 4, 2, 2), (8, 1, 1, 2)])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_tensor_and_sequence_stay_inside_a_host(sizes, shuffled):
+    devices = hosts(4, 4, shuffled)
+    found = meshes.order(sizes, devices)
+    assert found.shape == sizes and set(found.flat) == set(devices)
+    assert not across(found, 2, "process_index") and not across(found, 3, "process_index")
+    assert across(found, 0, "process_index") or across(found, 1, "process_index")
+
+
+def test_data_lies_between_slices_before_fsdp_does():
+    # One process per GPU: hosts are told by slice_index, not by process.
+    found = meshes.order((2, 4, 2, 1), slices(2, 8, process_of=lambda i: i))
+    assert across(found, 0, "slice_index")
+    assert not any(across(found, axis, "slice_index") for axis in (1, 2, 3))
+    found = meshes.order((1, 8, 2, 1), slices(2, 8, process_of=lambda i: i))
+    assert across(found, 1, "slice_index") and not across(found, 2, "slice_index")
+
+
+def test_several_processes_of_one_slice_are_one_network():
+    devices = slices(1, 8, process_of=lambda i: i // 2)
+    assert list(meshes.order((1, 1, 8, 1), devices).flat) == devices
+
+
+def test_one_host_keeps_its_order():
+    assert list(meshes.order((2, 2, 2, 1), hosts(1, 8)).flat) == hosts(1, 8)
+    made = meshes.make({"data": 2, "fsdp": 2, "tensor": 2})
+    assert [d.id for d in made.devices.flat] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "sizes, devices, message",
+    [
+        ((1, 1, 16, 1), hosts(2, 8), "must be a multiple of 2"),
+        ((2, 1, 4, 2), hosts(4, 4), "4 parts .* of 4 devices"),
+        ((3, 4, 1, 1), hosts(2, 8)[:12], "parts of unlike size"),
+    ],
+)
+def test_what_no_order_can_keep_inside(sizes, devices, message):
+    with pytest.raises(plugin.UserError, match=message):
+        meshes.order(sizes, devices)

@@ -20,10 +20,11 @@ def run(fixtures_dir, *words) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_three_kills(fixtures_dir, tmp_path):
     found = run(fixtures_dir, "--seed", 1, "--kills", 3, "--workdir", tmp_path)
     assert (found["kills"], found["unreadable"]) == (3, 0)
+    assert 1 <= found["in_saves"] <= 2 and found["restores"] == 2  # all after the first
     assert found["bitwise_same_mesh"] and found["order_equal"]
     assert found["max_rel_loss_diff"] <= 1e-5
     # The verdict can be had from the files alone, and could have been another.

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.train import toy
+from vla_jax import config as config_lib
 from vla_jax import plugin, trees, types
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import checkpoint, start
+from vla_jax.train import checkpoint, examine, start, trash
 
 SPACE = types.ActionSpace(
     name="arm",
@@ -144,6 +146,28 @@ def test_kill_9_during_a_save_leaves_a_readable_checkpoint(tmp_path, delay):
     assert loaded.meta.step in (1, 2)
     expected = jax.random.normal(jax.random.key(0), (64, 64, 1024))
     np.testing.assert_array_equal(loaded.variables["params"]["kernel"], expected)
+
+
+def test_a_dropped_save_is_moved_before_it_is_deleted(made, tmp_path, monkeypatch):
+    """A deletion that is interrupted must not leave half a save under a save's name."""
+    _, config, _, state = made
+    config = dataclasses.replace(config, checkpoint=config_lib.CheckpointConfig(keep=1))
+    place = tmp_path / checkpoint.RESUME
+    with monkeypatch.context() as patched:
+        patched.setattr(trash.Trash, "_work", lambda self: None)  # killed before it deletes
+        saver = checkpoint.Checkpoints(str(tmp_path), config, ASSETS)
+        for step in (1, 2, 3):
+            saver.save(step, state, {"robot": 16, "vl": 8})
+        saver.close()
+    assert sorted(path.name for path in place.iterdir()) == [trash.FOLDER, "3"]
+    assert {path.name for path in (place / trash.FOLDER).iterdir()} == {"1", "2"}
+    assert examine.verify(place / trash.FOLDER / "2")["wrong"] == []  # whole: it was one rename
+    assert checkpoint.find(str(tmp_path)).name == "3"
+    saver = checkpoint.Checkpoints(str(tmp_path), config, ASSETS)  # the next run
+    assert list((place / trash.FOLDER).iterdir()) == [] and saver.latest() == 3
+    saver.save(4, state, {"robot": 16, "vl": 8})
+    saver.close()
+    assert [path.name for path in place.iterdir()] == ["4"]
 
 
 def test_a_full_disk_is_said_before_anything_is_written(made, tmp_path, monkeypatch):

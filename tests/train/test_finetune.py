@@ -9,6 +9,7 @@ import pytest
 from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.codecs import normalizer as normalizer_lib
+from vla_jax.data import statistics, statistics_file
 from vla_jax.embodiments import sawyer_cards, sawyer_cards_xyz, widowx
 
 CARDS, XYZ, WIDOWX = (module.EMBODIMENT for module in (sawyer_cards, sawyer_cards_xyz, widowx))
@@ -186,6 +187,29 @@ def test_statistics_of_the_checkpoint_must_fit(finetune, tiny):
         finetune.derive(meta(tiny.config()), CARDS, asked)
 
 
+def test_statistics_of_a_file(finetune, tiny, tmp_path):
+    path = str(tmp_path / "stats.json")
+    numbers = normalizer_lib.Statistics(9, *(((0.0,),) * 6))
+    column = {"a": statistics.Column.whole(np.zeros((9, 1)))}
+    keys = {key: {"fingerprint": column} for key in ("cards", "other")}
+    one = {"cards": keys["cards"]}
+    statistics_file.write(path, one, {"cards": {"a": numbers}})
+    stored = meta(tiny.config())
+    config = finetune.derive(stored, CARDS, request(finetune, stats=path))
+    assert config.normalizer.stats == path
+    source = config.streams["robot"].mixture["demos"]["source"]
+    assert source["dataset_key"] == "cards", "the only one that the file has"
+    with pytest.raises(plugin.UserError, match="did you mean 'cards'"):
+        finetune.derive(stored, CARDS, request(finetune, stats=path, dataset_key="card"))
+    statistics_file.write(path, keys, dict.fromkeys(keys, {"a": numbers}))
+    config = finetune.derive(stored, CARDS, request(finetune, stats=path))
+    assert config.streams["robot"].mixture["demos"]["source"]["dataset_key"] is None
+    text = pathlib.Path(path).read_text()
+    pathlib.Path(path).write_text(text.replace('"count": 9', '"count": 8'))
+    with pytest.raises(plugin.UserError, match="edited or damaged"):
+        finetune.derive(stored, CARDS, request(finetune, stats=path))
+
+
 def test_choices_are_never_guessed(finetune, tiny):
     stored = meta(tiny.config())
     two = dataclasses.replace(CARDS, action_spaces=CARDS.action_spaces + XYZ.action_spaces)
@@ -201,6 +225,9 @@ def test_choices_are_never_guessed(finetune, tiny):
             finetune.derive(stored, body, request(finetune, **changes))
     chosen = finetune.derive(stored, two, request(finetune, action_space="sawyer_xyz"))
     assert chosen.streams["robot"].heads == ("action_sawyer_xyz",)
+    # Whichever the data were recorded in.
+    source = chosen.streams["robot"].mixture["demos"]["source"]
+    assert source["convert"] == "sawyer_xyz"
 
 
 def test_a_space_of_the_same_name_must_be_the_same(finetune, tiny):

@@ -47,7 +47,7 @@ def test_frozen_encoders_count_nothing(octo):
 
 def test_remat_counts_nothing(octo):
     config, network, size = octo
-    trunk = {**config.model.trunk, "remat": True}
+    trunk = {**config.model.trunk, "remat": "full"}
     remat = dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=trunk))
     other = smoke.parts(remat, smoke.text_tokenizer(remat)[0])[0]
     assert flops.train_step(remat, other, size) == flops.train_step(config, network, size)

@@ -107,8 +107,8 @@ def test_a_row_is_the_plan_of_its_flags(config):
     row = search._tried(made, chips.CHIPS["h100"], jax.devices()[:8])
     assert row["outcome"] == "fits" and row["program_bytes"] == figures["program_bytes"]
     assert row["s_per_sample"] == pytest.approx(figures["step_lower_bound_s"] / 16)
-    flags = search.settings(dict(mesh=mesh, remat=True, batch_factor=2), config)
-    assert "--config.mesh.fsdp=4" in flags and "--config.model.trunk.remat=True" in flags
+    flags = search.settings(dict(mesh=mesh, remat="full", batch_factor=2), config)
+    assert "--config.mesh.fsdp=4" in flags and "--config.model.trunk.remat=full" in flags
     assert f"--config.streams.{next(iter(config.streams))}.batch_size=16" in flags
 
 

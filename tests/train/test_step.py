@@ -163,3 +163,40 @@ def test_eval_step_has_keys_of_its_own_and_repeats_itself():
     first, second = do(variables, data), do(variables, data)
     assert set(first) == {"vl/point", "vl/point/square"}
     assert first["vl/point"] == second["vl/point"]
+
+
+def test_frozen_parameters_may_be_bfloat16():
+    """Half the bytes, nearly the same loss; all that is trained stays float32."""
+    frozen = (("params/(kernel|stem/.*)", True), (".*", False))
+    mesh = meshes.make(devices=jax.devices()[:1])
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        config = toy.config(freeze=frozen, frozen_dtype=dtype)
+        plan = start.plan(config, toy.Model(), toy.batches(config), mesh)
+        fresh = start.fresh(plan)
+        assert {x.dtype for x in jax.tree.leaves(fresh.frozen)} == {jnp.dtype(dtype)}
+        others = (fresh.trained, fresh.opt_state, fresh.ema)
+        assert jnp.bfloat16 not in {x.dtype for x in jax.tree.leaves(others)}
+        do = jax.jit(
+            step.make_train_step(toy.Model().apply, toy.OBJECTIVES, plan.optimizer, config)
+        )
+        after, metrics = do(fresh, arrays.global_batch(toy.batches(config), mesh))
+        same = jax.tree.map(np.array_equal, jax.device_get(fresh.frozen), after.frozen)
+        assert jax.tree.all(same)
+        found[dtype] = (
+            float(metrics["loss"][0]),
+            sum(x.nbytes for x in jax.tree.leaves(after.frozen)),
+        )
+    (loss, bytes_), (loss16, bytes16) = found["float32"], found["bfloat16"]
+    assert bytes16 * 2 == bytes_ and loss != loss16
+    np.testing.assert_allclose(loss16, loss, rtol=0.02)
+
+
+def test_a_run_with_frozen_bfloat16_goes_on_bit_for_bit(tmp_path):
+    frozen = (("params/(kernel|stem/.*)", True), (".*", False))
+    config = toy.config(freeze=frozen, frozen_dtype="bfloat16")
+    whole = toy.run(config, tmp_path / "whole")
+    toy.run(dataclasses.replace(config, steps=2), tmp_path / "parts")
+    parts = toy.run(config, tmp_path / "parts")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))

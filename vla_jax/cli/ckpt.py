@@ -17,6 +17,8 @@ import argparse
 import json
 import pathlib
 
+from vla_jax import storage
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
@@ -118,7 +120,8 @@ def export(arguments: argparse.Namespace) -> dict:
     """Writes safetensors."""
     from vla_jax.train import export as exports
 
-    folder, out = _folder(arguments.checkpoint, arguments.step), pathlib.Path(arguments.out)
+    out = storage.local("--out", arguments.out)
+    folder = _folder(arguments.checkpoint, arguments.step)
     size = int(arguments.shard_gb * 1e9)
     found = exports.write(folder, out, averaged=not arguments.raw, shard_bytes=size)
     for name in found["files"]:
@@ -126,11 +129,12 @@ def export(arguments: argparse.Namespace) -> dict:
     return {"checkpoint": str(folder), "out": str(out), **found}
 
 
-def _folder(path: str, step: int | None = None, complete: bool = True) -> pathlib.Path:
+def _folder(path: str, step: int | None = None, complete: bool = True) -> pathlib.PurePath:
     """One step's folder; `complete=False` takes a damaged one that is named itself."""
-    from vla_jax.train import checkpoint
+    from vla_jax.train import meta
 
-    root = pathlib.Path(path).absolute()
-    if not complete and step is None and root.is_dir() and root.name.split(".")[0].isdigit():
+    root = meta.place(path)
+    named = root.name.split(".")[0].isdigit() and storage.is_dir(root)
+    if not complete and step is None and named:
         return root
-    return checkpoint.find(path, step)
+    return meta.find(path, step)

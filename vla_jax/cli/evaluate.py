@@ -17,10 +17,9 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
 
 from vla_jax import config as config_lib
-from vla_jax import plugin
+from vla_jax import plugin, storage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         tree = plugin.load_attribute(path, "get_config")(arg)
     else:
         tree = quick(arguments, rollouts.SETS)
-    out = arguments.out or (arguments.checkpoint and f"{arguments.checkpoint}/eval")
+    out = arguments.out or (arguments.checkpoint and storage.join(arguments.checkpoint, "eval"))
     if not out:
         raise plugin.UserError("--out is missing: the folder for episodes.jsonl.")
     # The default environment stands there, so that a setting of it changes that one alone.
@@ -110,7 +109,7 @@ def quick(arguments: argparse.Namespace, sets: dict) -> dict:
         if not count.isdecimal():
             raise plugin.UserError(f"--sets: got {part!r}, expected {name}=EPISODES")
         episodes[name] = int(count)
-    arm = pathlib.Path(arguments.checkpoint).resolve().name
+    arm = storage.name(storage.absolute(arguments.checkpoint))
     return dict(
         split=arguments.split,
         sets=sets,

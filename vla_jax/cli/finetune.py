@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 
 from vla_jax import config as config_lib
 from vla_jax.cli import train
@@ -36,8 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--stats",
         required=True,
-        choices=("checkpoint", "recompute"),
-        help="normalize by the checkpoint's statistics, or by those of these data",
+        metavar="checkpoint|recompute|FILE",
+        help="normalize by the checkpoint's statistics, by those of these data, or by a FILE that "
+        "`vla data stats` has measured on these data",
     )
     add("--workdir", help="where the new checkpoint goes")
     add("--standardizer", default="native", help="TYPE, TYPE:ROW or FILE.py:ROW (default native)")
@@ -71,13 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def finetune(arguments: argparse.Namespace) -> int:
     """The exit code, in one of the processes."""
-    from vla_jax import plugin
+    from vla_jax import plugin, storage
     from vla_jax.evals import pictures
     from vla_jax.models import contract
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble
+    from vla_jax.train import agree, assemble, meta
     from vla_jax.train import finetune as derive
 
+    if arguments.workdir:
+        meta.place(arguments.workdir)
     fields = {field.name for field in dataclasses.fields(derive.Request)}
     given = {name: value for name, value in vars(arguments).items() if name in fields}
     if arguments.views is not None:
@@ -90,16 +92,18 @@ def finetune(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.workdir:
         raise plugin.UserError("--workdir is missing: the folder for the new checkpoint.")
+    agree.on_start(config, arguments.workdir)
     assembly = assemble.assemble(config, arguments.workdir)
 
     def ready():
         if processes.first():
-            os.makedirs(arguments.workdir, exist_ok=True)
             pictures.write(assembly, arguments.workdir)
-            with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
-                file.write(config_lib.to_json(config))
-            with open(os.path.join(arguments.workdir, contract.FILE), "w") as file:
-                json.dump(expected(assembly), file, indent=1)
+            written = {
+                "config.json": config_lib.to_json(config),
+                contract.FILE: json.dumps(expected(assembly), indent=1),
+            }
+            for name, text in written.items():
+                storage.write(storage.join(arguments.workdir, name), text)
 
     if processes.first():
         print(prepared.report)
@@ -149,6 +153,7 @@ def replay(config: config_lib.TrainConfig, workdir: str) -> dict:
             standardizer=source["standardizer"],
             dataset=source["dataset_key"],
             action_space=next(head["action_space"] for head in heads if specs.acts(head)),
+            body=finetune.find_body(config.embodiments[0])[1] if source.get("convert") else None,
             holdout=source["holdout"],
             holdout_seed=source.get("holdout_seed", 0),
             train=part == "train",

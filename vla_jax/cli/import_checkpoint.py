@@ -22,7 +22,7 @@ import os
 import pathlib
 import shutil
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 
 KINDS = ("octo", "crossformer")  # each a file of models/importers
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads, translates, writes; prints the report and the contract."""
     if arguments.kind not in KINDS:
         raise plugin.UserError(plugin.unknown("vla import", arguments.kind, KINDS))
-    out = pathlib.Path(arguments.out)
+    out = storage.local("--out", arguments.out)
     check_out(out)
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
     from vla_jax.codecs import text_tokenizer
@@ -98,7 +98,7 @@ def write(out: pathlib.Path, found, native) -> None:
             checkpoint.Checkpoints(str(out), native.config, assets, {"import": source})
         ) as saver:
             saver.save_parameters(found.step, native.variables)
-        (out / contract.FILE).write_text(json.dumps(native.contract, indent=1))
+        storage.write(out / contract.FILE, json.dumps(native.contract, indent=1))
     except BaseException as error:
         shutil.rmtree(out, ignore_errors=True)
         if was_there:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import pathlib
 import sys
 
 
@@ -31,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the description and one JSON line."""
-    from vla_jax import plugin
+    from vla_jax import plugin, storage
     from vla_jax.data import inspect
 
     for flag in ("episodes", "rows", "columns"):
@@ -40,10 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise plugin.UserError(f"--{flag}: got {value}, expected at least 1")
     found = inspect.summarize(arguments.path, arguments.episodes)
     if arguments.sheet:
-        out = pathlib.Path(arguments.sheet)
+        out = arguments.sheet
+        storage.check_parent("--sheet", out)
         picture = inspect.sheet(arguments.path, arguments.split, arguments.rows, arguments.columns)
         write(picture, out)
-        found["sheet"] = str(out)
+        found["sheet"] = out
         print(f"wrote {out}, {picture.width} x {picture.height} px", file=sys.stderr)
     if not arguments.json:
         print(inspect.text(found))
@@ -51,14 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write(picture, out: pathlib.Path) -> None:
+def write(picture, out: str) -> None:
     """Writes a picture whole or not at all; UserError where that cannot be."""
-    from vla_jax import plugin
+    from vla_jax import plugin, storage
 
-    new = out.with_name(f".{out.name}.new.png")
     try:
-        picture.save(new)
-        os.replace(new, out)
+        storage.write(out, lambda file: picture.save(file, "PNG"))
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise plugin.UserError(f"--sheet: {out}: {error}") from error

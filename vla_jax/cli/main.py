@@ -26,6 +26,7 @@ VERBS = {
     "data collect": ("collect", "writes demonstrations of a scripted expert, as RLDS or LeRobot"),
     "data inspect": ("inspect", "says what a dataset holds; draws a contact sheet"),
     "data dump": ("dump", "writes every field of one recorded episode to an .npz file"),
+    "data convert": ("convert", "writes a dataset as array_record RLDS or LeRobot v3.0, resized"),
     "data doctor": ("doctor", "examines robot data before training: what is wrong, what to do"),
     "data visualize": ("visualize", "writes an HTML page: films, plots and words of episodes"),
     "data index": ("index", "makes the index that RLDS data are read through"),
@@ -104,10 +105,11 @@ def keep_compiled(environment: MutableMapping[str, str]) -> None:
 
     In $JAX_COMPILATION_CACHE_DIR, or else below the user's cache folder: of this kind of CPU alone,
     for whose instructions they were made, where homes are shared. The bound on its size makes jax
-    take a lock, so that processes share it. Variables that are set stay as they are.
+    take a lock, so that processes share it. Of several on CPUs jax lets only process 0 profit; it
+    waits for the others then (`processes.beginning_together`). Variables that are set stay.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in environment or "VLA_COORDINATOR" in environment:
-        return  # several processes on CPUs: kept programs made their collectives hang (Gloo)
+    if "JAX_COMPILATION_CACHE_DIR" in environment:
+        return
     home = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = os.path.join(home, "vla_jax", f"compiled-{_cpu()}")
     try:

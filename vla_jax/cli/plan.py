@@ -25,8 +25,7 @@ import time
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
-from vla_jax.cli import smoke
-from vla_jax.parallel import chips
+from vla_jax.parallel import chips, fake_devices
 
 BEGUN = "VLA_PLAN_BEGUN"  # when the verb began, in the process that has the fake devices
 
@@ -56,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         words += ["--memory", str(arguments.memory)] if arguments.memory is not None else []
         words += ["--search"] if arguments.search else []
         environment = {
-            **smoke.fake_devices(chips.count(shape)),
+            **os.environ,
+            **fake_devices.variables(chips.count(shape)),
             BEGUN: str(time.time()),
             "TPU_SKIP_MDS_QUERY": "1",  # libtpu would look for a cloud's metadata
             "TPU_LIBRARY_LOG_LEVEL": "3",

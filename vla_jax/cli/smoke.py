@@ -14,15 +14,14 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
+from vla_jax.parallel import fake_devices
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-FLAG = "--xla_force_host_platform_device_count"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     axes = parse_mesh(arguments.mesh)
     if bool(arguments.config) == bool(arguments.plugin):
         raise plugin.UserError("give either --config FILE or --plugin FOLDER=TYPE.")
-    if _fake_devices() < math.prod(axes.values()):
+    if fake_devices.count() < math.prod(axes.values()):
         return _with_devices(arguments, math.prod(axes.values()))
     config = config_lib.load(arguments.config, arguments.overrides) if arguments.config else None
     # After the arguments are known to be good: importing jax and Orbax takes seconds.
@@ -62,27 +61,11 @@ def parse_mesh(text: str) -> dict[str, int]:
     return dict(zip(AXES, sizes, strict=True))
 
 
-def _fake_devices() -> int:
-    """How many devices this process has, or will have: jax reads the flag when it starts."""
-    found = re.findall(rf"{FLAG}=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
-    return int(found[-1]) if found and on_cpu else 0
-
-
 def _with_devices(arguments: argparse.Namespace, count: int) -> int:
     """The exit code of the same verb in a process with `count` fake devices."""
     which = ("--config", arguments.config) if arguments.config else ("--plugin", arguments.plugin)
     verb = ["smoke", *which, "--mesh", arguments.mesh, *arguments.overrides]
     program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"
     command = [sys.executable, "-c", program, *verb]
-    return subprocess.run(command, env=fake_devices(count)).returncode
-
-
-def fake_devices(count: int) -> dict[str, str]:
-    """The environment of a process that sees `count` CPU devices."""
-    flags = re.sub(rf"{FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    return {
-        **os.environ,
-        "XLA_FLAGS": f"{flags} {FLAG}={count}".strip(),
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = {**os.environ, **fake_devices.variables(count)}
+    return subprocess.run(command, env=environment).returncode

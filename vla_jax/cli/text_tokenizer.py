@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 
 from vla_jax import config as config_lib
-from vla_jax import plugin
+from vla_jax import plugin, storage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     texts = _texts(arguments)
     trained = text_tokenizer.TextTokenizer.train(texts, vocabulary_size=arguments.vocabulary_size)
-    out = pathlib.Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    trained.save(out)
-    summary = dict(path=str(out), texts=len(texts), vocabulary_size=trained.vocabulary_size)
+    trained.save(arguments.out)
+    summary = dict(path=arguments.out, texts=len(texts), vocabulary_size=trained.vocabulary_size)
     print(json.dumps(summary))
     return 0
 
@@ -41,10 +38,10 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
     if bool(arguments.config) == bool(arguments.texts):
         raise plugin.UserError("give either --config or --texts, the origin of the texts.")
     if arguments.texts:
-        path = pathlib.Path(arguments.texts)
-        if not path.is_file():
+        path = arguments.texts
+        if not storage.is_file(path):
             raise plugin.UserError(f"--texts: {path} does not exist; expected one text per line.")
-        return [line for line in path.read_text().splitlines() if line.strip()]
+        return [line for line in storage.read(path).decode().splitlines() if line.strip()]
     from vla_jax.data import members
 
     config = config_lib.load(arguments.config)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from vla_jax import config as config_lib
-from vla_jax import plugin
+from vla_jax import plugin, storage
 
 PROCESS = "process I of N, and where process 0 listens; else SLURM, JobSet or Cloud TPU say it"
 PREEMPTED = 75  # the exit code of a run that was asked to stop: saved, run me again
@@ -56,10 +55,13 @@ def train(config: config_lib.TrainConfig, arguments: argparse.Namespace) -> int:
 
     from vla_jax.evals import pictures
     from vla_jax.parallel import processes
-    from vla_jax.train import assemble, determinism
+    from vla_jax.train import agree, assemble, determinism, meta
 
     if arguments.debug_nans:
         jax.config.update("jax_debug_nans", True)
+    if arguments.workdir:
+        meta.place(arguments.workdir)
+    agree.on_start(config, arguments.workdir)
     assembly = assemble.assemble(config, arguments.workdir)
     if arguments.dry_run:
         print(config_lib.to_json(config))
@@ -75,10 +77,9 @@ def train(config: config_lib.TrainConfig, arguments: argparse.Namespace) -> int:
 
     def ready():
         if processes.first():
-            os.makedirs(arguments.workdir, exist_ok=True)
             pictures.write(assembly, arguments.workdir)
-            with open(os.path.join(arguments.workdir, "config.json"), "w") as file:
-                json.dump(json.loads(config_lib.to_json(config)), file, indent=1)
+            text = json.dumps(json.loads(config_lib.to_json(config)), indent=1)
+            storage.write(storage.join(arguments.workdir, "config.json"), text)
 
     if processes.first():
         print(assembly.tables(), flush=True)

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pathlib
 import re
 from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3  # of ours
 T5_FILES = ("tokenizer.json", "spiece.model")  # in a folder, the first that is there
@@ -61,22 +60,22 @@ class TextTokenizer:
             self.bos_id = self.pad_id
 
     @classmethod
-    def load(cls, model: str | pathlib.Path | bytes) -> TextTokenizer:
+    def load(cls, model: storage.Path | bytes) -> TextTokenizer:
         """The tokenizer in a file, in a T5's folder, or in bytes; UserError if there is none."""
         if isinstance(model, bytes):
             return cls(model)
-        path = pathlib.Path(model)
-        if path.is_dir():
-            there = [path / name for name in T5_FILES if (path / name).is_file()]
+        path = storage.normal(model)
+        if storage.is_dir(path):
+            there = [storage.join(path, n) for n in T5_FILES if n in storage.names(path)]
             if not there:
                 raise plugin.UserError(f"text tokenizer: {path} holds neither of {T5_FILES}")
             path = there[0]
-        if not path.is_file():
+        if not storage.is_file(path):
             raise plugin.UserError(
                 f"text tokenizer: no file {path}; make one with `vla data text-tokenizer`, or give "
                 "the spiece.model or tokenizer.json of a T5"
             )
-        return cls(path.read_bytes(), where=str(path))
+        return cls(storage.read(path), where=path)
 
     @classmethod
     def train(
@@ -127,9 +126,9 @@ class TextTokenizer:
             raise _training_error(error, vocabulary_size, len(texts)) from None
         return cls(model.getvalue())
 
-    def save(self, path: str | pathlib.Path) -> None:
+    def save(self, path: storage.Path) -> None:
         """Writes the model file that `load` reads."""
-        pathlib.Path(path).write_bytes(self.bytes)
+        storage.write(path, self.bytes)
 
     def encode(self, text: str) -> list[int]:
         """Piece ids of `text`, without BOS and EOS; an empty text has none."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import pathlib
-import tempfile
 
 import numpy as np
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import recordings
 
 
@@ -21,11 +19,9 @@ def dump(
     uint8 [T, height, width, 3], texts str. The file is there whole or not at all. Raises UserError
     where there is no such data set, split or episode, or `out` cannot be written.
     """
-    out = pathlib.Path(out)
-    if out.suffix != ".npz":
+    if not str(out).endswith(".npz"):
         raise plugin.UserError(f"--out: got {out}, expected a name that ends in .npz")
-    if not out.absolute().parent.is_dir():
-        raise plugin.UserError(f"--out: no folder {out.absolute().parent}; make it first")
+    storage.check_parent("--out", out)
     source = recordings.raw(path, split)
     number = recordings.number(source, episode)
     arrays = source.episode(number)
@@ -45,16 +41,14 @@ def dump(
     }
 
 
-def _write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """As one rename; np.load gives back the names as they are."""
-    descriptor, name = tempfile.mkstemp(dir=out.absolute().parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+def _write(out: storage.Path, arrays: dict[str, np.ndarray]) -> None:
+    """np.load gives back the names as they are."""
+
+    def save(path: str) -> None:
+        with open(path, "wb") as file:  # savez adds an ending to a name that has none
             np.savez_compressed(file, **arrays)
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError):
-            raise plugin.UserError(f"--out: {out}: {error.strerror}") from error
-        raise
+
+    try:
+        storage.write(out, save)
+    except OSError as error:
+        raise plugin.UserError(f"--out: {out}: {error.strerror}") from error

@@ -5,7 +5,8 @@
 
 Known of every episode: `id`, `length` (steps), `labelled` (every step has an instruction),
 `instruction` (its first one), `max_action` and `max_proprio` (largest magnitude, raw units; Octo
-filters by these), and the data set's own metadata by name, `/` and `.` written `_`. Expressions
+filters by these), and the data set's own metadata by name, `/` and `.` written `_`: numbers and
+texts of RLDS's `episode_metadata`, columns of LeRobot's list of episodes and `task`. Expressions
 hold comparisons, `in`, `and`, `or`, `not`, arithmetic, numbers, strings and lists; no calls.
 """
 

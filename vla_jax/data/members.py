@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
+from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.data import order
 from vla_jax.types import SourceContext
@@ -47,11 +48,12 @@ class Member:
 def expand(where: str, members: Mapping[str, Mapping]) -> dict[str, Member]:
     """The sources that a config's `members` mean, by name; those of a group are "group/name".
 
-    Raises UserError for no members, an unknown key, a member that is nothing or two things, and
-    weights that cannot be compared.
+    Raises UserError for no members, an unknown key, a member that is nothing or two things,
+    placeholders (`config.check_filled`), and weights that cannot be compared.
     """
     if not members:
         raise plugin.UserError(f"{where}: no members; name at least one")
+    config_lib.check_filled(where, members)
     found: dict[str, Member] = {}
     for name, spec in sorted(members.items()):
         at = f"{where}.{name}"

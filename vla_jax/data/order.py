@@ -144,8 +144,17 @@ class Node:
     left: Node | None = None
     right: Node | None = None
 
+    @functools.cached_property
+    def _share(self) -> tuple[int, int]:
+        """The left child's part of a constant weight; a node without weight draws nothing."""
+        own, left = self.curve.values[0], self.left.curve.values[0]
+        return (left / own).as_integer_ratio() if own else (0, 1)
+
     def to_left(self, p: int) -> int:
         """How many of the first `p` samples of this node are its left child's."""
+        if len(self.curve.points) == 1:  # weights that never change: the same, in whole numbers
+            share, whole = self._share
+            return (2 * p * share + whole) // (2 * whole)
         own, left = self.curve, self.left.curve
         i = 0
         while i + 1 < len(own.points) and own.totals[i + 1] < p:

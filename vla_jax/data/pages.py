@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import pathlib
 import re
 
 import jinja2
 import matplotlib
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 
 CSS = pathlib.Path(__file__).with_suffix(".css")
 # Stand-ins that no other element has; the page's CSS variables take their place.
@@ -68,14 +67,11 @@ def data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def write(out: pathlib.Path, html: str) -> None:
+def write(out: storage.Path, html: str) -> None:
     """Writes the page whole or not at all; UserError where that cannot be."""
-    new = out.with_name(f".{out.name}.new")
     try:
-        new.write_text(html, encoding="utf-8")
-        os.replace(new, out)
+        storage.write(out, html)
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise plugin.UserError(
             f"{out}: {error.strerror}; name a file that can be written"
         ) from error

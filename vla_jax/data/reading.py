@@ -17,8 +17,12 @@ class Reading:
       episodes: only the first so many of the training episodes; None = all.
       filter: which episodes are taken: expressions such as "length >= 10" or "success and
         max_action < 5", or dict(function="my_lab.filters.kept", …); see data/filters.py.
+      convert: another action space of the body that the recorded actions become: deltas from the
+        command before or from a reading, absolute values, other rotations, units or grippers (see
+        codecs/actions.py). What is said of actions here and in statistics is of these; None = as
+        recorded. A member of its own statistics needs a dataset_key of its own.
       noop_threshold: steps that do nothing are left out, as OpenVLA leaves them out of LIBERO; the
-        motion in raw units below which a step is one (theirs: 1e-4). None = all steps stay.
+        motion, in units as recorded, below which a step is one (theirs: 1e-4). None = all stay.
       stride: every how many of an episode's steps (with an image of each view) a sample starts.
       steps: which of those, a Python slice per episode: "[:3]", "[10:]".
       samples_per_episode: at most so many of those, drawn once; long episodes then weigh less.
@@ -49,6 +53,7 @@ class Reading:
     holdout_seed: int = 0
     episodes: int | None = None
     filter: str | Mapping | tuple = ()
+    convert: str | None = None
     noop_threshold: float | None = None
     stride: int = 1
     steps: str | None = None
@@ -79,6 +84,7 @@ class Reading:
         """What of it decides what samples are: all but where files lie and how large a cache is."""
         fields = dataclasses.asdict(self)
         fields.pop("paraphrases")  # their contents count
+        fields.pop("convert")  # so does what it makes of the data
         if self.cache is not None:
             fields["cache"] = {k: v for k, v in self.cache.items() if k in ("format", "quality")}
         return fields

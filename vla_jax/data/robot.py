@@ -18,6 +18,7 @@ import hashlib
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import action_space as action_space_lib
 from vla_jax.data import (
     asked,
     augment,
@@ -63,7 +64,7 @@ class RobotRows:
         read: episodes_lib.FrameReader,
         reading: Reading,
     ):
-        self.context, self.episodes, self.reading = context, episodes, reading
+        self.context, self.reading = context, reading
         self.where = f"{context.stream}.{context.name} ({episodes.where})"
         self.dataset_key = reading.dataset_key or episodes.name
         self.embodiment = fit.named(
@@ -72,7 +73,12 @@ class RobotRows:
         self.action_space = fit.named(
             f"{self.where}: action space", episodes.action_space, context.action_spaces
         )
-        self.groups = fit.proprio_sizes(context)
+        recorded, space = episodes, self.action_space
+        if reading.convert is not None:
+            episodes, self.action_space = action_space_lib.converted(
+                f"{self.where}: convert", episodes, self.embodiment, space, reading.convert
+            )
+        self.episodes, self.groups = episodes, fit.proprio_sizes(context)
         fit.check(
             self.where,
             context,
@@ -83,12 +89,16 @@ class RobotRows:
         )
         fit.one_of(f"{self.where}: chunking", reading.chunking, CHUNKINGS)
         self._augment = augment.Augment.make(self.where, reading.augment if context.train else {})
-        self._hash_of_episodes, self.idle, kept = episodes.fingerprint(), 0, None
+        self._hash_of_episodes, self.idle, kept = recorded.fingerprint(), 0, None
+        if space != self.action_space:
+            # Not of the numbers made: on another processor their last bits may be others.
+            made_by = (action_space_lib.RECIPE, space, self.action_space, self.embodiment.proprio)
+            self._hash_of_episodes = _hash(self._hash_of_episodes, *made_by)
         self._parts: dict[bool, tuple[np.ndarray, int]] = {}
         if reading.cache is not None:
             read = cache.resized(self.where, reading.cache, context, episodes, read)
         if reading.noop_threshold is not None:
-            idle = selection.noops(episodes, self.action_space, reading.noop_threshold)
+            idle = selection.noops(recorded, space, reading.noop_threshold)
             self.episodes, kept = selection.without(episodes, idle)
             self.idle = int(idle.sum())
         self.selected, self.filtered = self._split(context.train)

@@ -98,12 +98,19 @@ def gather(sources: Iterable) -> dict[str, dict[str, dict[str, Column]]]:
 
     Sources without a `statistics_columns` method (pictures) are passed over; two members over the
     same data count once; several data sets under one key are pooled. Raises UserError where those
-    differ in their fields or sizes.
+    differ in their fields, sizes or action spaces.
     """
     tables: dict[str, dict[str, dict[str, Column]]] = {}
+    spaces: dict[str, str] = {}
     for source in sources:
         if hasattr(source, "statistics_columns"):
-            data = tables.setdefault(source.dataset_key, {})
+            key, space = source.dataset_key, source.action_space.name
+            if spaces.setdefault(key, space) != space:
+                raise plugin.UserError(
+                    f"statistics: dataset key {key!r}: its data sets have the action spaces "
+                    f"{spaces[key]!r} and {space!r}; give each its own dataset_key"
+                )
+            data = tables.setdefault(key, {})
             if source.data_fingerprint not in data:
                 data[source.data_fingerprint] = source.statistics_columns()
     for key, data in tables.items():

@@ -15,7 +15,7 @@ import matplotlib.figure
 import numpy as np
 from PIL import Image
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import inspect, pages, recordings
 
 TEMPLATE = pathlib.Path(__file__).with_suffix(".html.jinja")
@@ -47,12 +47,10 @@ def build(
     Raises:
       UserError: no such data, no episodes, a number below 1, or `out` cannot be written.
     """
-    out = pathlib.Path(out)
     for name, value in (("episodes", episodes), ("frames", frames), ("size", size)):
         if value < 1:
             raise plugin.UserError(f"{name}: got {value}, expected at least 1")
-    if not out.absolute().parent.is_dir():
-        raise plugin.UserError(f"--out: no folder {out.absolute().parent}; make it first")
+    storage.check_parent("--out", out)
     source = recordings.raw(path, split)
     if not len(source):
         raise plugin.UserError(f"{path}: no episodes in it, nothing to show")
@@ -77,7 +75,7 @@ def build(
     return {
         "out": str(out),
         "episodes": [recordings.title(source, n) for n in chosen],
-        "bytes": out.stat().st_size,
+        "bytes": len(html.encode()),
     }
 
 

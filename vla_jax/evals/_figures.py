@@ -156,15 +156,19 @@ def curves(runs: Mapping[str, Sequence[Mapping]], columns: int = 3) -> str:
         return pages.svg(figure, "curves")
 
 
-HOUSEKEEPING = ("step", "lr", "gradient_norm", "parameter_norm", "seconds_per_step", "data_wait")
+NOT_LEARNING = ("gradient_norm", "seconds", "samples_per_second")
 
 
 def _panel(metric: str) -> str | None:
-    """The panel of a metric: the streams' objectives and the pointing distance; else None."""
+    """The panel of a metric: the loss, the streams' objectives and their errors; else None.
+
+    Speed and norms are for a run's writers, while it lasts.
+    """
     name = metric.removeprefix("validation/")
-    if name in HOUSEKEEPING or name.count("/") > 1 and not name.endswith(("distance", "wrong")):
+    family, *parts = name.split("/")
+    if name != "loss" and not parts or family in NOT_LEARNING:
         return None
-    return name
+    return name if len(parts) < 2 or name.endswith(("distance", "wrong")) else None
 
 
 def _canvas(width: float, height: float):

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import convert, fit, recordings, selection, window
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import recordings, selection, window
 from vla_jax.policy import policy as policy_lib
-from vla_jax.types import ActionSpace
+from vla_jax.types import ActionSpace, Embodiment
 
 ROWS = 16  # steps asked of the network at once
 
@@ -63,6 +63,7 @@ def open_loop(
     stream: str = "robot",
     dataset: str | None = None,
     action_space: str | None = None,
+    body: Embodiment | None = None,
     holdout: float = 0.0,
     holdout_seed: int = 0,
     train: bool = True,
@@ -74,6 +75,8 @@ def open_loop(
       checkpoint: the folder.
       data, standardizer: recorded episodes of any format, see data/recordings.py.
       stream, dataset, action_space: of the policy, see policy.Policy.
+      body: whose action spaces the data's and the policy's are, where the former are to be
+        converted (`convert` of a source).
       holdout, holdout_seed, train: which part of the episodes, as it was split for training.
       episodes: only the first so many of that part.
 
@@ -86,6 +89,10 @@ def open_loop(
     policy = policy_lib.Policy.load(
         checkpoint, stream=stream, dataset=dataset, action_space=action_space, rows=ROWS
     )
+    if body is not None:
+        where, wanted = f"{table.where}: convert", policy.row_spaces[0].name
+        space = fit.named(where, table.action_space, body.action_spaces)
+        table, _ = convert.converted(where, table, body, space, wanted)
     replay = _Replay(policy, table, read)
     space, total, count, steps = policy.row_spaces[0], 0.0, 0, 0
     for predicted, recorded, real in replay.chunks(part):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
+import io
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vla_jax import storage
 from vla_jax.nn import visibility
 from vla_jax.train import assemble
 
@@ -15,13 +16,20 @@ COLUMNS, SCALE, CAPTION = 8, 2, 14  # pictures per row, enlargement, px of text 
 
 def write(assembly: assemble.Assembly, workdir: str) -> None:
     """Writes ``batch_STREAM.png`` and ``visibility_STREAM.png`` for every stream into `workdir`."""
-    folder = pathlib.Path(workdir)
     rules = visibility.make(assembly.config.model.rules)
     for name, mix in assembly.mixtures.items():
         rows = [mix.sample(n) for n in range(2 * COLUMNS)]
-        Image.fromarray(sheet(rows, assembly.text_tokenizer)).save(folder / f"batch_{name}.png")
+        drawn = sheet(rows, assembly.text_tokenizer)
+        storage.write(storage.join(workdir, f"batch_{name}.png"), png(drawn))
         seen = visibility.image(assembly.network.layout(name), rules)
-        Image.fromarray(seen).save(folder / f"visibility_{name}.png")
+        storage.write(storage.join(workdir, f"visibility_{name}.png"), png(seen))
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [h, w, 3], as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
 
 
 def sheet(rows: list[dict], text_tokenizer) -> np.ndarray:

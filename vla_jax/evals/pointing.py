@@ -15,6 +15,7 @@ import numpy as np
 from vla_jax import plugin, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
+from vla_jax.data import members
 from vla_jax.models import build
 from vla_jax.train import checkpoint, keys
 
@@ -53,11 +54,7 @@ class Pointer:
         `names`: every name that may be asked for. Held out: the collage source's own test domain,
         whose random numbers no training row uses.
         """
-        spec = next(iter((self.stream.validation or self.stream.mixture).values()))["source"]
-        if spec.get("type") != "collage":
-            raise plugin.UserError(
-                f"pointing: stream {self._name!r} shows {spec.get('type')!r}, not collages"
-            )
+        spec = self._shows("collage")
         context = types.SourceContext(
             name=f"{self._name}/held-out",
             stream=self._name,
@@ -78,6 +75,22 @@ class Pointer:
             labelled = row["target_masks"]["region_name"][-1]  # [K], the asked-for picture first
             gaps = np.sum((row["targets"]["region_point"][-1][labelled] - point) ** 2, -1)
             yield names[row["targets"]["region_name"][-1][0]], bool(np.argmin(gaps) == 0)
+
+    def _shows(self, type_: str) -> dict:
+        """The stream's first source of a type, in its validation or else in its mixture."""
+        known = {}
+        for part in ("validation", "mixture"):
+            where = f"streams.{self._name}.{part}"
+            given = getattr(self.stream, part)
+            for name, member in (members.expand(where, given) if given else {}).items():
+                known[f"{part}.{name}"] = member.source["type"]
+                if member.source["type"] == type_:
+                    return dict(member.source)
+        told = ", ".join(f"{name}: {kind!r}" for name, kind in known.items())
+        raise plugin.UserError(
+            f"pointing: stream {self._name!r} has no member that shows {type_!r} pictures, whose "
+            f"answers are known; it has {told}; name another stream, or evaluate a run that has one"
+        )
 
     def _answers(self, variables, batch: types.Batch) -> dict:
         # Keys are made inside: op by op they cost more than the network.

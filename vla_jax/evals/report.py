@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import io
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import pages
 from vla_jax.data.sources import _emoji
 from vla_jax.evals import _figures, _films, goals, intervals, rollouts, similarity
@@ -35,7 +36,7 @@ FILMS = 6
 class Run:
     """What a run's folder holds, parsed; what an evaluation by hand may lack is empty."""
 
-    folder: pathlib.Path
+    folder: pathlib.PurePath
     records: list[dict]  # lines of episodes.jsonl
     pointing: dict
     about: dict  # eval.json
@@ -50,25 +51,20 @@ def build(folder: str | os.PathLike) -> dict:
 
     Raises UserError when a file that the report needs is missing or broken; it writes nothing then.
     """
-    run = load(pathlib.Path(folder))
+    run = load(storage.path(folder))
     numbers = summary(run)
     verdicts = goals.judge(numbers["sets"], numbers["split"])
     html = render(run, numbers, verdicts)
     text = json.dumps(numbers, indent=1) + "\n"
-    written = {}
-    for name, content in (("html", html), ("json", text)):
-        path = run.folder / f"report.{name}"
-        new = path.with_suffix(f".{name}.new")
-        new.write_text(content, encoding="utf-8")
-        os.replace(new, path)
-        written[name] = str(path)
+    written = {name: str(run.folder / f"report.{name}") for name in ("html", "json")}
+    storage.write_all({written["html"]: html, written["json"]: text})
     missed = {s: [v.goal.text for v in verdicts if v.status == s] for s in goals.STATUSES}
     return written | {status.replace(" ", "_"): found for status, found in missed.items()}
 
 
-def load(folder: pathlib.Path) -> Run:
+def load(folder: pathlib.PurePath) -> Run:
     """The run's files, parsed; UserError names one that is missing and what makes it."""
-    if not folder.is_dir():
+    if not storage.is_dir(folder):
         raise plugin.UserError(f"report: no folder {folder}; expected a run, e.g. runs/demo")
     lines = _read(folder / "episodes.jsonl", "vla eval").splitlines()
     records = [_json(folder / "episodes.jsonl", line) for line in lines]
@@ -79,7 +75,7 @@ def load(folder: pathlib.Path) -> Run:
     about = _json(folder / "eval.json", _read(folder / "eval.json", "vla eval"))
     pointing = _json(folder / "pointing.json", _read(folder / "pointing.json", "vla eval"))
     path = folder / "stages.json"
-    stages = _json(path, _read(path, "tools/demo.py")) if path.is_file() else {}
+    stages = _json(path, _read(path, "tools/demo.py")) if storage.is_file(path) else {}
     films = []
     if about["config"]["record"]:
         _need(folder / "rollouts.npz", "vla eval")
@@ -172,9 +168,9 @@ def visibility_tables(run: Run) -> dict[str, dict]:
     tables: dict[str, dict] = {}
     for name in run.trainings:
         path = run.folder / name / "config.json"
-        if not path.is_file():
+        if not storage.is_file(path):
             continue
-        config = _json(path, path.read_text())
+        config = _json(path, storage.read(path).decode())
         for stream, settings in config["streams"].items():
             readouts = [f"readout_{readout}" for readout in settings["readouts"]]
             groups = [*settings["groups"], *readouts]
@@ -229,9 +225,9 @@ def _film(record: dict, arrays: Mapping[str, np.ndarray]) -> dict:
     return {"record": record, "data": pages.data_url("image/webp", webp)}
 
 
-def _films_of(path: pathlib.Path) -> list[tuple[dict, dict[str, np.ndarray]]]:
+def _films_of(path: pathlib.PurePath) -> list[tuple[dict, dict[str, np.ndarray]]]:
     try:
-        with np.load(path) as arrays:
+        with np.load(io.BytesIO(storage.read(path))) as arrays:
             records = json.loads(str(arrays["about"]))
             return [
                 (record, {name: arrays[f"{i}/{name}"] for name in ("frames", "probs", "points")})
@@ -241,44 +237,49 @@ def _films_of(path: pathlib.Path) -> list[tuple[dict, dict[str, np.ndarray]]]:
         raise plugin.UserError(f"{path}: {error}; run vla eval again") from error
 
 
-def _trainings(folder: pathlib.Path, stages: Mapping) -> dict[str, list[dict]]:
+def _trainings(folder: pathlib.PurePath, stages: Mapping) -> dict[str, list[dict]]:
     """Training → its metrics: those the stages name, or else every folder that has some."""
     named = [n for n, s in stages.get("stages", {}).items() if s["command"].startswith("train ")]
     for name in named:
-        _need(folder / name / "metrics.jsonl", "vla train")
+        _need(folder / name / jsonl.FILE, "vla train")
     if not stages:
-        named = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
+        below = storage.names(folder)
+        named = [name for name in below if storage.is_file(folder / name / jsonl.FILE)]
     return {name: jsonl.read(str(folder / name)) for name in named}
 
 
-def _pictures(folder: pathlib.Path, trainings, kind: str, whole: bool) -> dict[str, str]:
+def _pictures(folder: pathlib.PurePath, trainings, kind: str, whole: bool) -> dict[str, str]:
     """Stream → data URL of TRAINING/kind_STREAM.png, of the main arm where it has one.
 
     In a whole run each training left its pictures, so one that has none is an error.
     """
-    found: dict[str, pathlib.Path] = {}
+    found: dict[str, pathlib.PurePath] = {}
     for name in sorted(trainings, key=lambda name: name != MAIN):
-        pictures = sorted((folder / name).glob(f"{kind}_*.png"))
+        pictures = [
+            folder / name / picture
+            for picture in storage.names(folder / name)
+            if picture.startswith(f"{kind}_") and picture.endswith(".png")
+        ]
         if whole and not pictures:
             _need(folder / name / f"{kind}_STREAM.png", "vla train")
         for path in pictures:
             found.setdefault(path.stem.removeprefix(f"{kind}_"), path)
     return {
-        stream: pages.data_url("image/png", path.read_bytes()) for stream, path in found.items()
+        stream: pages.data_url("image/png", storage.read(path)) for stream, path in found.items()
     }
 
 
-def _need(path: pathlib.Path, maker: str) -> None:
-    if not path.is_file():
+def _need(path: pathlib.PurePath, maker: str) -> None:
+    if not storage.is_file(path):
         raise plugin.UserError(f"report: {path} is missing; `{maker}` writes it")
 
 
-def _read(path: pathlib.Path, maker: str) -> str:
+def _read(path: pathlib.PurePath, maker: str) -> str:
     _need(path, maker)
-    return path.read_text(encoding="utf-8")
+    return storage.read(path).decode()
 
 
-def _json(path: pathlib.Path, text: str):
+def _json(path: pathlib.PurePath, text: str):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

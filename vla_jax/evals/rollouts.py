@@ -21,11 +21,11 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import multiprocessing
 import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,9 +35,10 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data.sources import _emoji
 from vla_jax.evals import _worker
+from vla_jax.parallel import fake_devices
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets" / "emoji"
 DEV_SEEDS = 0
@@ -122,7 +123,7 @@ def evaluate(config: EvalConfig, out: str | os.PathLike, *, progress: bool = Tru
         kept = None
         if config.keep:
             module = plugin.module("data.writers", config.keep)
-            kept = stack.enter_context(module.Writer(pathlib.Path(out) / "episodes"))
+            kept = stack.enter_context(module.Writer(storage.local("--out", out) / "episodes"))
             scene = dataclasses.replace(scene, keep=(config.keep, str(kept.spool)))
         pool = stack.enter_context(_pool(config.workers, scene))
         done = run(pool, jobs, "episodes", progress)
@@ -134,7 +135,7 @@ def evaluate(config: EvalConfig, out: str | os.PathLike, *, progress: bool = Tru
     pointing = _pointing(done)
     summary = tally(records) | {"pointing": pointing, "episodes": len(records)}
     summary["seconds"] = round(time.monotonic() - start, 1)
-    _write(pathlib.Path(out), config, records, pointing, films)
+    _write(out, config, records, pointing, films)
     return summary
 
 
@@ -156,7 +157,7 @@ def check(config: EvalConfig) -> None:
         where = f"eval.arms.{name}"
         if (arm.checkpoint is None) == (arm.policy is None):
             raise plugin.UserError(f"{where}: give either checkpoint (a run's folder) or policy")
-        if arm.checkpoint and not pathlib.Path(arm.checkpoint).is_dir():
+        if arm.checkpoint and not storage.is_dir(arm.checkpoint):
             raise plugin.UserError(
                 f"{where}.checkpoint: no folder {arm.checkpoint}; train it first (vla train)"
             )
@@ -265,12 +266,8 @@ def _environment() -> Iterator[None]:
 
     It must stand before they import jax and mujoco, hence in the environment.
     """
-    flags = re.sub(
-        r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
-    )
     wanted = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags.strip(),
+        **fake_devices.variables(1),
         "MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa"),
         "LP_NUM_THREADS": "1",  # of the software renderer
     }
@@ -343,25 +340,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write(out: pathlib.Path, config: EvalConfig, records, pointing, films) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def _write(out: storage.Path, config: EvalConfig, records, pointing, films) -> None:
     about = {"config": dataclasses.asdict(config), "first_seeds": first_seeds(config)}
     about["versions"] = versions()
-    new = {
+    new: dict[str, storage.Data] = {
         "episodes.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records),
         "pointing.json": json.dumps(pointing, indent=1) + "\n",
         "eval.json": json.dumps(about, indent=1) + "\n",
     }
-    # Everything is written beside its place first; moving it there cannot fail halfway in a file.
-    for name, text in new.items():
-        (out / f".{name}.new").write_text(text, encoding="utf-8")
     if films:
-        with open(out / ".rollouts.npz.new", "wb") as file:
-            np.savez_compressed(file, **_arrays(films))
-    else:
-        (out / "rollouts.npz").unlink(missing_ok=True)
-    for name in (*new, *(["rollouts.npz"] if films else [])):
-        os.replace(out / f".{name}.new", out / name)
+        file = io.BytesIO()
+        np.savez_compressed(file, **_arrays(films))
+        new["rollouts.npz"] = file.getvalue()
+    storage.write_all({storage.join(out, name): data for name, data in new.items()})
+    if not films:
+        storage.remove(storage.join(out, "rollouts.npz"))
 
 
 def _arrays(films: Sequence[dict]) -> dict[str, np.ndarray]:

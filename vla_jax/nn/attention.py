@@ -1,10 +1,15 @@
 """Attention over a layout: one function that reads the layout and its rules, not a dense mask.
 
-The mask is worked out with numpy while tracing and cached per (layout, rules). Short layouts are
-plain XLA over all pairs. Long ones go by blocks of queries, each with the keys that its rules let
-it see at all, and keep no weights for the backward pass, which computes them again from the
-softmax's normalizer (FlashAttention, Dao et al. 2022, in XLA's own operations): less memory, and
-what a window of timesteps never sees (a quarter of Octo's pairs) costs nothing.
+The mask is worked out with numpy while tracing and cached per (layout, rules). Three
+implementations give the same numbers:
+
+    xla         all pairs at once, jax's derivative, which keeps the weights [B, N, L, S]
+    chunked     by blocks of queries over all keys; no weights are kept for the backward pass, which
+                computes them again from the softmax's normalizer (FlashAttention, Dao et al. 2022,
+                in XLA's own operations)
+    structured  the same, cut between timesteps; a block takes only the keys that the rules let some
+                query of it see, and what a window of timesteps never sees costs nothing
+    auto        xla for no more than BLOCK queries, else structured
 """
 
 from __future__ import annotations
@@ -15,13 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vla_jax import plugin
 from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
 
 MASKED = -1e30  # finite, so that a fully masked row has finite gradients
+IMPLEMENTATIONS = ("auto", "xla", "chunked", "structured")
 BLOCK = 384  # queries at most in a block; a layout of no more tokens is one
+GAP = 64  # unseen keys in a row that are worth leaving out between seen ones
 
-Block = tuple[int, int, int, int]  # first and last (exclusive) query, first and last key
+Span = tuple[int, int]  # first and last (exclusive) key
+Block = tuple[int, int, tuple[Span, ...]]  # first and last (exclusive) query, its keys
 
 
 def attention(
@@ -33,13 +42,18 @@ def attention(
     valid: jax.Array,  # bool [B, S]: which keys are real
     slots: np.ndarray | jax.Array | None = None,  # [L]: places of the queries; None: all, L = S
     unseeing: str = "zeros",
+    implementation: str = "auto",
 ) -> jax.Array:
     """[B, L, N, H] in the query's dtype: what each query reads from the tokens it may see.
 
+    `implementation` is one of IMPLEMENTATIONS; queries at traced `slots` (decoding) are few, what
+    they see is not known while tracing, and they always go by xla. UserError for an unknown one.
     The softmax is float32; S is the layout's length. With K < N, N / K queries share a key head
     (grouped-query attention, Ainslie et al. 2023). A query that may see nothing gets zeros, and
     finite gradients; with `unseeing="mean"` it gets the mean of all values, as in flax (Octo).
     """
+    if implementation not in IMPLEMENTATIONS:
+        raise plugin.UserError(plugin.unknown("attention", implementation, IMPLEMENTATIONS))
     heads, key_heads = query.shape[2], key.shape[2]
     seen = visibility.mask(layout, rules)  # [S, S]
     blocks: tuple[Block, ...] = ()
@@ -48,8 +62,12 @@ def attention(
     else:
         places = np.arange(layout.length) if slots is None else slots
         seen = seen[places]
-        if len(places) > BLOCK:
+        if implementation == "auto":
+            implementation = "structured" if len(places) > BLOCK else "xla"
+        if implementation == "structured":
             blocks = _blocks(seen, layout.time[places], whole=unseeing == "mean")
+        elif implementation == "chunked":
+            blocks = _blocks(seen, np.zeros(len(places)), whole=True)
     seen = jnp.logical_and(jnp.asarray(seen)[None], valid[:, None, :])  # [B, L, S]
     query = query * np.asarray(query.shape[-1] ** -0.5, query.dtype)
     query = query.reshape(*query.shape[:2], key_heads, heads // key_heads, -1)  # [B, L, K, G, H]
@@ -80,7 +98,7 @@ def _over_all(query, key, value, seen, unseeing: str) -> jax.Array:
 def _blocks(seen: np.ndarray, time: np.ndarray, whole: bool) -> tuple[Block, ...]:
     """Blocks of at most BLOCK queries, cut between timesteps where that is possible.
 
-    `seen` bool [L, S]; `whole`: every block takes all keys.
+    `seen` bool [L, S]; `whole`: every block takes all keys (an unseeing query's mean is of all).
     """
     edges, ends = [0], [*(np.flatnonzero(np.diff(time)) + 1), len(time)]
     for end, after in zip(ends, [*ends[1:], None]):
@@ -90,9 +108,29 @@ def _blocks(seen: np.ndarray, time: np.ndarray, whole: bool) -> tuple[Block, ...
     blocks = []
     for first, last in zip(edges, edges[1:]):
         keys = np.flatnonzero(seen[first:last].any(0))
-        near, far = (0, seen.shape[1]) if whole or not keys.size else (keys[0], keys[-1] + 1)
-        blocks.append((int(first), int(last), int(near), int(far)))
+        if whole or not keys.size:
+            keys = np.arange(seen.shape[1])
+        ends = np.flatnonzero(np.diff(keys) > GAP)
+        near, far = keys[np.append(0, ends + 1)], keys[np.append(ends, len(keys) - 1)] + 1
+        spans = tuple(zip(near.tolist(), far.tolist()))
+        blocks.append((int(first), int(last), spans))
     return tuple(blocks)
+
+
+def _take(x: jax.Array, spans: tuple[Span, ...], axis: int) -> jax.Array:
+    """The keys of `spans` along `axis`."""
+    parts = [jax.lax.slice_in_dim(x, near, far, axis=axis) for near, far in spans]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
+
+
+def _add(total: jax.Array, spans: tuple[Span, ...], part: jax.Array) -> jax.Array:
+    """`total` [B, K, S, H] with `part`, which stands for `spans` of S, added there."""
+    begin = 0
+    for near, far in spans:
+        size = far - near
+        total = total.at[:, :, near:far].add(part[:, :, begin : begin + size])
+        begin += size
+    return total
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -106,9 +144,9 @@ def _forward(blocks, unseeing: str, query, key, value, seen):
     query = query.transpose(0, 2, 3, 1, 4)  # [B, K, G, L, H]
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, S, H]
     mixed, normalizers = [], []
-    for first, last, near, far in blocks:
-        sees = seen[:, first:last, near:far]
-        scores = _scores(query[:, :, :, first:last], key[:, :, near:far], sees)
+    for first, last, spans in blocks:
+        sees = _take(seen[:, first:last], spans, 2)
+        scores = _scores(query[:, :, :, first:last], _take(key, spans, 2), sees)
         largest = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = weights.sum(-1)  # [B, K, G, l], at least 1
@@ -118,7 +156,7 @@ def _forward(blocks, unseeing: str, query, key, value, seen):
             real = jnp.any(sees, -1)[:, None, None]
             share = share * real
             normalizer = jnp.where(real, normalizer, -MASKED)  # weights of 0 in the backward pass
-        part = jnp.einsum("BKGLS,BKSH->BKGLH", weights.astype(value.dtype), value[:, :, near:far])
+        part = jnp.einsum("BKGLS,BKSH->BKGLH", weights.astype(value.dtype), _take(value, spans, 2))
         mixed.append(part * share.astype(value.dtype)[..., None])
         normalizers.append(normalizer)
     mixed, normalizer = jnp.concatenate(mixed, axis=3), jnp.concatenate(normalizers, axis=3)
@@ -139,10 +177,10 @@ def _backward(blocks, unseeing: str, kept, gradient):
     along = jnp.sum(gradient.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
     to_query = []
     to_key, to_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
-    for first, last, near, far in blocks:
+    for first, last, spans in blocks:
         q, g = query[:, :, :, first:last], gradient[:, :, :, first:last]
-        k, v = key[:, :, near:far], value[:, :, near:far]
-        sees = seen[:, first:last, near:far]
+        k, v = _take(key, spans, 2), _take(value, spans, 2)
+        sees = _take(seen[:, first:last], spans, 2)
         weights = jnp.exp(_scores(q, k, sees) - normalizer[:, :, :, first:last, None])
         back = jnp.einsum("BKGLH,BKSH->BKGLS", g, v, preferred_element_type=jnp.float32)
         scores = weights * (back - along[:, :, :, first:last])
@@ -153,8 +191,10 @@ def _backward(blocks, unseeing: str, kept, gradient):
         down = functools.partial(
             jnp.einsum, "BKGLS,BKGLH->BKSH", preferred_element_type=jnp.float32
         )
-        to_key = to_key.at[:, :, near:far].add(down(scores, q))
-        to_value = to_value.at[:, :, near:far].add(down(weights, g))
+        to_key, to_value = (
+            _add(to_key, spans, down(scores, q)),
+            _add(to_value, spans, down(weights, g)),
+        )
     to_key, to_value = (
         x.swapaxes(1, 2).astype(like.dtype) for x, like in ((to_key, key), (to_value, value))
     )

@@ -28,6 +28,12 @@ from vla_jax.parallel import mesh
 
 Tokens = dict[str, jax.Array]  # expert -> [B, L_e, D_e]
 POSITIONS = ("none", "rope", "every_layer")
+# What the backward pass need not compute again: all, what weight matmuls gave, a layer's input.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +61,7 @@ class Sizes:
     activation: str
     dropout: float
     unseeing: str
+    attention: str
     dtype: Any
 
 
@@ -143,7 +150,7 @@ class Layer(nn.Module):
             key, value = cached
         mixed = attention.attention(
             query, key, value, self.layout, self.rules, shared["valid"], slots,
-            self.sizes.unseeing,
+            self.sizes.unseeing, self.sizes.attention,
         )  # fmt: skip
         keys = None if shared["key"] is None else _fold(shared["key"], index)
         lengths = [tokens[e].shape[1] for e in tokens]
@@ -161,8 +168,8 @@ class Trunk(nn.Module):
     `experts` are further ones, {name: {"width": D, "mlp": F}}, beside the default one, `trunk`.
     `position` is "none" (tokens bring learned positions), "rope", or "every_layer": learned ones
     are given as `offsets` and added to what queries and keys are made of, in every layer (DETR,
-    Carion et al. 2020; CrossFormer). `remat` is False, True (keep nothing) or the name of a policy
-    in `jax.checkpoint_policies`. `unseeing`: see attention.py.
+    Carion et al. 2020; CrossFormer). `remat` says what a layer keeps for the backward pass: "none"
+    (all), "dots", "full"; see REMAT. `attention`, `unseeing`: see attention.py.
     """
 
     width: int
@@ -175,9 +182,10 @@ class Trunk(nn.Module):
     position: str = "none"
     activation: str = "gelu"
     dropout: float = 0.0
-    remat: bool | str = False
+    remat: str = "none"
     unroll: int = 1
     unseeing: str = "zeros"
+    attention: str = "auto"
     dtype: Any = jnp.float32
     rules: tuple = ()
     experts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
@@ -269,19 +277,15 @@ class Trunk(nn.Module):
         experts += [(name, e["width"], e["mlp"]) for name, e in self.experts.items()]
         return Sizes(
             tuple(experts), self.heads, kv_heads, head_dim, self.norm, self.position,
-            self.activation, self.dropout, self.unseeing, self.dtype,
+            self.activation, self.dropout, self.unseeing, self.attention, self.dtype,
         )  # fmt: skip
 
     def _layers(self):
         layer = Layer
-        if self.remat:
-            policy = None
-            if isinstance(self.remat, str):
-                policies = [n for n in dir(jax.checkpoint_policies) if not n.startswith("_")]
-                if self.remat not in policies:
-                    raise plugin.UserError(plugin.unknown("trunk.remat", self.remat, policies))
-                policy = getattr(jax.checkpoint_policies, self.remat)
-            layer = nn.remat(layer, prevent_cse=False, policy=policy)
+        if self.remat not in REMAT:
+            raise plugin.UserError(plugin.unknown("trunk.remat", self.remat, REMAT))
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[self.remat])
         return nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},

@@ -3,18 +3,26 @@
 Axes: ``data`` (replicas), ``fsdp`` (replicas that shard the state), ``tensor`` (widths split),
 ``sequence`` (tokens split). A batch is split over data and fsdp. No module holds a mesh: `use`
 makes it current in this thread, `constrain` reads the current one and does nothing without one.
+
+Devices come in parts with a fast network inside and a slow one between: slices of TPUs, hosts of
+GPUs (jax numbers both as `slice_index`), else processes. Between parts lie `data`, then `fsdp`;
+`tensor` and `sequence`, which talk in every layer, stay inside one.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from vla_jax import plugin
+from vla_jax.parallel import chips
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = ("data", "fsdp")
@@ -25,11 +33,12 @@ def make(
 ) -> Mesh:
     """The mesh over all devices (or `devices`) with every axis of AXES, absent ones of size 1.
 
-    One axis may be -1: the devices that the others leave. Raises UserError for an unknown axis and
-    for sizes that do not multiply to the number of devices.
+    One axis may be -1: the devices that the others leave. Raises UserError for an unknown axis,
+    for sizes that do not multiply to the number of devices, and as `order` does.
     """
     axes = dict({"data": -1} if axes is None else axes)
-    count = len(jax.devices() if devices is None else devices)
+    devices = list(jax.devices() if devices is None else devices)
+    count = len(devices)
     for name in axes:
         if name not in AXES:
             raise plugin.UserError(plugin.unknown("mesh", name, AXES))
@@ -45,10 +54,38 @@ def make(
             if -1 in sizes
             else f"mesh {axes}: {fixed} places for {count} devices; set one axis to -1 (the rest)"
         )
-    # Positional: the first parameter has another name from jax 0.11 on. Auto, explicitly: the
-    # default is Explicit, under which ordinary Linen layers raise.
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    # Auto, explicitly: under Explicit ordinary Linen layers raise.
+    return Mesh(order(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def order(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array of the shape `sizes`, one size for each of AXES.
+
+    Raises UserError for parts of unlike size, and for sizes under which `tensor` or `sequence`
+    would reach from one part into another.
+    """
+    sizes, devices = tuple(sizes), list(devices)
+    # As jax.make_mesh: v5e's links form no torus, which logical axes may cut as they like.
+    chip = chips.of_kind(devices[0].device_kind)
+    split = dict(allow_split_physical_axes=chip is not None and chip.name == "v5e")
+    numbered = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+    parts = collections.Counter(getattr(device, numbered) for device in devices)
+    on_one_network = numbered == "process_index" and devices[0].platform == "tpu"
+    if len(parts) == 1 or on_one_network:
+        return mesh_utils.create_device_mesh(sizes, devices, **split)
+    if len(set(parts.values())) > 1:
+        raise plugin.UserError(f"mesh: parts of unlike size, devices by {numbered}: {dict(parts)}")
+    outside = math.gcd(sizes[0], len(parts))
+    between = (outside, math.gcd(sizes[1], len(parts) // outside), 1, 1)  # data, then fsdp
+    if math.prod(between) != len(parts):
+        raise plugin.UserError(
+            f"mesh {dict(zip(AXES, sizes))}: {len(parts)} parts (slices or hosts, by {numbered}) "
+            f"of {len(devices) // len(parts)} devices; data x fsdp must be a multiple of "
+            f"{len(parts)}, so that tensor and sequence stay inside one"
+        )
+    inside = tuple(size // ways for size, ways in zip(sizes, between))
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, between, devices, process_is_granule=numbered == "process_index", **split
     )
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import logging
 from jax._src import (
     cloud_tpu_init,  # whether this machine has TPUs, before they are taken
-    distributed,  # its key-value store has no public door; Orbax uses it too
+    distributed,  # its store and barriers have no public door; Orbax uses it too
 )
 
 from vla_jax import plugin
@@ -24,8 +26,16 @@ SHUTDOWN = 300  # seconds that a process which has ended well waits for the othe
 ADDRESS = 300  # seconds until process 0's host must have an address
 HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is noticed
 
+PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
+SHOWN = 5  # differences of a process that are spelled out
+NAMES = "vla_jax/name"  # / number: what a process is called
+
 _watch: watch.Watch | None = None
-_told = itertools.count()
+_told, _met = itertools.count(), itertools.count()
+
+
+class KnownToAll(plugin.UserError):
+    """A mistake that every process has found and ends with: none is missed by the others."""
 
 
 def initialize() -> None:
@@ -91,6 +101,7 @@ def together() -> Iterator[None]:
     global _watch
     initialize()
     if jax.process_count() > 1:
+        distributed.global_state.client.key_value_set(f"{NAMES}/{jax.process_index()}", name())
         host = distributed.global_state.coordinator_address.rsplit(":", 1)[0].strip("[]")
         if first():
             _watch = watch.Watch(0, host)
@@ -111,7 +122,9 @@ def note_error(kind: type | None, error: BaseException | None, _) -> None:
 
     Has the arguments of `__exit__`, for `ExitStack.push`.
     """
-    if error is not None and _watch is not None:
+    if isinstance(error, KnownToAll) and _watch is not None:
+        _watch.leave()
+    elif error is not None and _watch is not None:
         _watch.failed(f"{kind.__name__}: {error}")
 
 
@@ -123,6 +136,88 @@ def tell(text: str) -> str:
     if first():
         store.key_value_set(key, f"={text}")  # an empty value is refused
     return store.blocking_key_value_get(key, HOUR)[1:]
+
+
+def differences(facts: Mapping[str, str]) -> str:
+    """What the processes do not agree about, named by host, the same text on each; "" if nothing.
+
+    All must call it, and equally often.
+    """
+    if jax.process_count() == 1:
+        return ""
+    key, store = f"vla_jax/facts/{next(_told)}", distributed.global_state.client
+    if not first():
+        store.key_value_set(f"{key}/{jax.process_index()}", json.dumps([name(), dict(facts)]))
+        return tell("")
+    found = []
+    for number in range(1, jax.process_count()):
+        theirs = store.blocking_key_value_get(f"{key}/{number}", HOUR)
+        who, theirs = json.loads(theirs)
+        names = [each for each in {**facts, **theirs} if facts.get(each) != theirs.get(each)]
+        lines = [
+            f"  {each}: {theirs.get(each, 'absent')} there, {facts.get(each, 'absent')} here"
+            for each in names[:SHOWN]
+        ]
+        more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+        found += [f"{who}, compared with {name()}:", *lines, *more] if names else []
+    return tell("\n".join(found))
+
+
+def meet(what: str) -> None:
+    """Returns when every process has come here; all must call it, and equally often.
+
+    TimeoutError after `PATIENCE`, on every process, that names those who have not come.
+    """
+    if jax.process_count() == 1:
+        return
+    store, key = distributed.global_state.client, f"vla_jax/meet/{next(_met)}"
+    store.key_value_set(f"{key}/{jax.process_index()}", name())
+    try:
+        store.wait_at_barrier(key, PATIENCE)
+    except jax.errors.JaxRuntimeError as error:
+        come, names = _numbered(key), _numbered(NAMES)
+        away = [names.get(n, f"process {n}") for n in range(jax.process_count()) if n not in come]
+        # Said once, by the first that knows: by now who was late may have come.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            store.key_value_set(f"{key}/away", ", ".join(away) or f"none, but {error}")
+        raise TimeoutError(
+            f"{what}: within {PATIENCE / 1000:g} s these have not come: "
+            f"{store.blocking_key_value_get(f'{key}/away', HOUR)}; see what they say or do"
+        ) from error
+
+
+def _numbered(key: str) -> dict[int, str]:
+    """{number of a process: what it has left below `key`}."""
+    left = distributed.global_state.client.key_value_dir_get(key)
+    named = ((path.rsplit("/", 1)[1], text) for path, text in left)
+    return {int(number): text for number, text in named if number.isdigit()}
+
+
+def beginning_together(program: Any, what: str) -> Callable[..., Any]:
+    """`program` (of jax.jit) such that the first run of what it compiles to waits for all.
+
+    Gloo, which carries the collectives between CPUs, gives a peer 30 s to come to the first one,
+    and processes compile for very different times: one may find the program in its cache, another
+    may have a busy machine. `what` is the program's name in errors, see `meet`.
+    """
+    if jax.process_count() == 1:
+        return program
+    compiled: dict[Any, Any] = {}
+
+    def run(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in compiled:
+            compiled[key] = program.lower(*arguments).compile()
+            meet(what)
+        return compiled[key](*arguments)
+
+    return run
+
+
+def name() -> str:
+    """What people are told this process is."""
+    return f"process {jax.process_index()} (host {socket.gethostname()}, pid {os.getpid()})"
 
 
 def first() -> bool:

@@ -55,7 +55,8 @@ class Watch:
     def leave(self) -> None:
         """This process has done its part; it is not missed from now on."""
         self._say("leave")
-        self._watcher.stdin.close()
+        with contextlib.suppress(OSError):  # the watcher has ended
+            self._watcher.stdin.close()
 
     def failed(self, why: str) -> None:
         """This process is about to end with an error: the others need not wait for it."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pathlib
 import time
 from collections.abc import Mapping
 
 import jax
 
 from vla_jax import config as config_lib
+from vla_jax import storage
 from vla_jax.parallel import chips
 from vla_jax.train import flops as flops_lib
 
@@ -59,7 +58,7 @@ class Account:
 
     def __init__(self, workdir: str, work: Work | None, init: float = 0.0):
         self._work, self._spent = work, {"init": init}
-        self._started = _first_start(pathlib.Path(workdir))
+        self._started = _first_start(workdir)
         self._begun = time.perf_counter()
 
     def spend(self, kind: str, seconds: float) -> None:
@@ -85,15 +84,12 @@ class Account:
         return found
 
 
-def _first_start(workdir: pathlib.Path) -> float:
+def _first_start(workdir: str) -> float:
     """Seconds since 1970 at which the run in `workdir` first began; process 0 writes it down."""
-    path = workdir / STARTED
-    if path.is_file():
-        return float(json.loads(path.read_text())["unix_time"])
+    path = storage.join(workdir, STARTED)
+    if storage.is_file(path):
+        return float(json.loads(storage.read(path))["unix_time"])
     now = time.time()
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.{os.getpid()}")
-        new.write_text(json.dumps({"unix_time": now}) + "\n")
-        new.replace(path)
+        storage.write(path, json.dumps({"unix_time": now}) + "\n")
     return now

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, types
+from vla_jax import plugin, storage, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.data import engine, mixture, statistics, statistics_file
@@ -63,8 +62,10 @@ def assemble(config: config_lib.TrainConfig, workdir: str | None = None) -> Asse
     """Everything of a run but its parameters; opens the data, computes statistics if asked to.
 
     A run that goes on in `workdir` knows all that it took from `init_from`, which may be gone.
-    Raises UserError for whatever in the config does not fit together or does not exist.
+    Raises UserError for whatever in the config does not fit together, does not exist or was left
+    open (`config.check_filled`).
     """
+    config_lib.check_filled("config", config)
     start = None
     if config.init_from and config.init_from.checkpoint:
         resumed = workdir is not None and checkpoint.resumable(workdir)
@@ -188,7 +189,7 @@ def _text_tokenizer(config, start) -> text_tokenizer_lib.TextTokenizer | None:
     stored = start.text_tokenizer if start else None
     if config.text_tokenizer is None:
         return text_tokenizer_lib.TextTokenizer(stored) if stored else None
-    if not pathlib.Path(config.text_tokenizer).is_file():
+    if not storage.is_file(config.text_tokenizer):
         raise plugin.UserError(
             f"config.text_tokenizer: {config.text_tokenizer} does not exist; make it with "
             f"`vla data text-tokenizer --config … --out {config.text_tokenizer}`."

@@ -26,8 +26,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, trees, types
-from vla_jax.train import checksums, provenance
+from vla_jax import plugin, storage, trees, types
+from vla_jax.parallel import processes
+from vla_jax.train import checksums, provenance, trash
 from vla_jax.train import meta as metas
 from vla_jax.train import state as states
 from vla_jax.train.meta import BEST, RESUME, Assets, Meta, compare, find, read_meta, resumable
@@ -60,7 +61,7 @@ class Loaded:
 
     variables: dict[str, Any]  # numpy; the moving average where there is one
     meta: Meta
-    folder: pathlib.Path  # of this step
+    folder: pathlib.PurePath  # of this step
 
     @property
     def config(self) -> config_lib.TrainConfig:
@@ -96,13 +97,17 @@ class Checkpoints:
         assets: Assets,
         origin: Mapping[str, Any] | None = None,
     ):
-        root = pathlib.Path(workdir).absolute()
+        root = metas.place(workdir)
         self._config, self._assets = config, assets
         self._provenance = {**provenance.collect(), **(origin or {})}
         keep = config.checkpoint
         folders = (root / BEST, root / RESUME, root)
-        self._made = [folder for folder in folders if not folder.exists()]
+        buckets = storage.is_url(root)  # which have no empty folders
+        self._made = [] if buckets else [f for f in folders if not storage.is_dir(f)]
         self._checksums = checksums.Writer() if keep.checksums else None
+        processes.meet("the folder of checkpoints")  # Orbax's barriers are collectives
+        kept = (RESUME, BEST) if processes.first() and not buckets else ()
+        self._trash = [trash.Trash(root / name) for name in kept]
         self._resume = _manager(root / RESUME, max_to_keep=keep.keep)
         self._best = None
         if keep.best_metric:
@@ -120,9 +125,11 @@ class Checkpoints:
 
         Orbax writes from threads of its own; what a full disk makes of them says nothing to people.
         """
+        if storage.is_url(place := storage.path(self._resume.directory)):
+            return  # a bucket has no end
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        place = pathlib.Path(self._resume.directory)
-        free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+        near = next(p for p in (place, *place.parents) if storage.is_dir(p))
+        free = shutil.disk_usage(near).free
         if free < needed:
             raise plugin.UserError(
                 f"{place}: a checkpoint takes {needed / 1e6:.0f} MB, free are {free / 1e6:.0f} MB; "
@@ -182,10 +189,12 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         meta = metas.to_json(step, n, self._config, self._assets, self._provenance)
         items["meta"] = ocp.args.JsonSave(meta)
+        for dropped in self._trash:
+            dropped.empty()
         with _write_errors(manager):
             manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         if self._checksums and jax.process_index() == 0:
-            self._checksums.add(pathlib.Path(manager.directory) / str(step))
+            self._checksums.add(storage.path(manager.directory) / str(step))
 
     def restore(
         self, abstract: states.TrainState, step: int | None = None
@@ -196,7 +205,7 @@ class Checkpoints:
         UserError for another architecture, optimizer or format version.
         """
         step = self.latest() if step is None else step
-        folder = self._resume.directory / str(step)
+        folder = storage.path(self._resume.directory) / str(step)
         meta = read_meta(folder)
         wanted = {"params": abstract.variables, "optimizer": abstract.opt_state}
         if abstract.ema is not None:
@@ -210,7 +219,10 @@ class Checkpoints:
             raise metas.damaged(folder, _first_line(error)) from error
         trained, frozen = states.split(got["params"], self._config.freeze)
         state = states.TrainState(
-            step=jax.device_put(np.int32(meta.step), abstract.step.sharding),
+            # Not device_put, which first compares the value between processes: a collective.
+            step=jax.make_array_from_callback(
+                (), abstract.step.sharding, lambda _: np.int32(meta.step)
+            ),
             trained=trained,
             frozen=frozen,
             opt_state=got["optimizer"],
@@ -231,6 +243,8 @@ class Checkpoints:
         for manager in filter(None, (self._resume, self._best)):
             with _write_errors(manager):
                 manager.close()
+        for dropped in self._trash:
+            dropped.close()
         if self._checksums:
             self._checksums.finish()
         if jax.process_index() == 0:
@@ -248,7 +262,7 @@ def load(folder: str, step: int | None = None, averaged: bool = True) -> Loaded:
     path = find(folder, step)
     meta = read_meta(path)
     variables = _restore_numpy(path / "params")
-    if averaged and (path / "ema").is_dir():
+    if averaged and storage.is_dir(path / "ema"):
         average = trees.flatten(_restore_numpy(path / "ema"))
         variables = trees.unflatten({**trees.flatten(variables), **average})
     return Loaded(variables=variables, meta=meta, folder=path)
@@ -259,32 +273,32 @@ def load_params(folder: str, step: int | None = None) -> dict[str, Any]:
     return load(folder, step).variables
 
 
-def items(folder: pathlib.Path) -> list[str]:
+def items(folder: pathlib.PurePath) -> list[str]:
     """The names of the items that hold arrays in one step's folder: params, optimizer, ema.
 
     As the save has listed them, whether or not their folders are still there.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     try:
-        listed = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+        listed = json.loads(storage.read(folder / "_CHECKPOINT_METADATA"))["item_handlers"]
     except (OSError, ValueError, KeyError) as error:
         raise metas.damaged(folder, f"_CHECKPOINT_METADATA: {error!r}") from error
     return sorted(name for name in listed if name not in ("meta", "metrics"))
 
 
-def shapes(folder: pathlib.Path, item: str) -> dict[str, Any]:
+def shapes(folder: pathlib.PurePath, item: str) -> dict[str, Any]:
     """{path: metadata with shape and dtype} of one item of a step's folder; reads no array."""
-    return dict(trees.items(_drop_empty(_metadata(pathlib.Path(folder) / item))))
+    return dict(trees.items(_drop_empty(_metadata(storage.path(folder) / item))))
 
 
 def arrays(
-    folder: pathlib.Path, item: str, only: Collection[str] | None = None
+    folder: pathlib.PurePath, item: str, only: Collection[str] | None = None
 ) -> Iterator[tuple[str, np.ndarray | Exception]]:
     """(path, array) of one item of a step's folder, one at a time; an Exception if unreadable.
 
     `only`: the paths wanted, all by default.
     """
-    path = pathlib.Path(folder) / item
+    path = storage.path(folder) / item
     reader, tree = ocp.PyTreeCheckpointHandler(), _metadata(path)
     leaves, structure = jax.tree.flatten(tree)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -309,7 +323,7 @@ def _write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     except plugin.UserError:
         raise
     except UNREADABLE as error:
-        saved = metas.steps(pathlib.Path(manager.directory))
+        saved = metas.steps(storage.path(manager.directory))
         last = f"the last whole one is train_step {saved[-1]}" if saved else "it holds none yet"
         raise plugin.UserError(
             f"{manager.directory}: a checkpoint could not be written: {_first_line(error)}; {last}."
@@ -327,10 +341,13 @@ def _first_line(error: BaseException) -> str:
     return line if len(line) < 500 else f"{line[:200]} … {line[-280:]}"
 
 
-def _manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
+def _manager(folder: pathlib.PurePath, **options) -> ocp.CheckpointManager:
+    # In a bucket to move is to copy: Orbax deletes there by itself.
+    moved = None if storage.is_url(folder) else trash.FOLDER
     try:
         return ocp.CheckpointManager(
-            folder, options=ocp.CheckpointManagerOptions(create=True, **options)
+            folder,
+            options=ocp.CheckpointManagerOptions(create=True, todelete_subdir=moved, **options),
         )
     except OSError as error:
         raise plugin.UserError(
@@ -338,7 +355,7 @@ def _manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
         ) from error
 
 
-def _metadata(path: pathlib.Path) -> Any:
+def _metadata(path: pathlib.PurePath) -> Any:
     """The tree of an item's metadata; UserError where it cannot be read."""
     try:
         return ocp.PyTreeCheckpointHandler().metadata(path).tree
@@ -346,10 +363,10 @@ def _metadata(path: pathlib.Path) -> Any:
         raise metas.damaged(path.parent, f"{path.name}: {_first_line(error)}") from error
 
 
-def _check(folder: pathlib.Path, name: str, wanted: Any) -> None:
+def _check(folder: pathlib.PurePath, name: str, wanted: Any) -> None:
     """UserError with a readable difference unless the item's shapes are those of `wanted`."""
     path = folder / name
-    if not path.is_dir():
+    if not storage.is_dir(path):
         raise plugin.UserError(
             f"checkpoint {folder} has no {name}; this config wants it (config.optimizer.ema?). "
             "Begin another run from its parameters with config.init_from"
@@ -369,7 +386,7 @@ def _drop_empty(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else None, tree)
 
 
-def _restore_numpy(path: pathlib.Path) -> dict[str, Any]:
+def _restore_numpy(path: pathlib.PurePath) -> dict[str, Any]:
     reader, tree = ocp.PyTreeCheckpointHandler(), _metadata(path)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     try:

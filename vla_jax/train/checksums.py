@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import queue
 import threading
 from typing import Any
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
+from vla_jax.train import meta as metas
 
 FILE = "checksums.json"
+CHUNK = 2**22  # bytes read at once
 
 
 class Writer:
     """Writes the checksums of the folders added as soon as they appear under their final names."""
 
     def __init__(self):
-        self._folders: queue.Queue[pathlib.Path | None] = queue.Queue()
+        self._folders: queue.Queue[pathlib.PurePath | None] = queue.Queue()
         self._all_saved = threading.Event()  # what has not appeared by now never will
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
 
-    def add(self, folder: pathlib.Path) -> None:
+    def add(self, folder: pathlib.PurePath) -> None:
         """Takes a step's folder that is being saved."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checksums", daemon=True)
@@ -52,30 +53,29 @@ class Writer:
 
     def _work(self) -> None:
         while (folder := self._folders.get()) is not None:
-            while not folder.is_dir() and not self._all_saved.wait(0.1):
+            pause = 2.0 if storage.is_url(folder) else 0.1  # s
+            while not metas.is_complete(folder) and not self._all_saved.wait(pause):
                 pass
             try:
-                if folder.is_dir():
+                if metas.is_complete(folder):
                     write(folder)
-            except OSError as error:
-                if folder.is_dir():  # else the retention has deleted it meanwhile
+            except (OSError, plugin.UserError) as error:
+                if metas.is_complete(folder):  # else the retention has deleted it meanwhile
                     self._error = error
 
 
-def write(folder: pathlib.Path) -> None:
+def write(folder: pathlib.PurePath) -> None:
     """Writes ``checksums.json`` of all files below `folder`, whole or not at all."""
     found = {name: _of(folder / name) for name in _files(folder)}
-    partial = folder / f"{FILE}.part"
-    partial.write_text(json.dumps(found, indent=1, sort_keys=True))
-    os.replace(partial, folder / FILE)
+    storage.write(folder / FILE, json.dumps(found, indent=1, sort_keys=True))
 
 
-def check(folder: pathlib.Path) -> list[str] | None:
+def check(folder: pathlib.PurePath) -> list[str] | None:
     """What differs from ``checksums.json``, one line per file; None where there is no such file."""
-    try:
-        expected = json.loads((folder / FILE).read_text())
-    except FileNotFoundError:
+    if not storage.is_file(folder / FILE):
         return None
+    try:
+        expected = json.loads(storage.read(folder / FILE))
     except ValueError as error:
         return [f"{FILE}: no JSON ({error})"]
     found = set(_files(folder))
@@ -90,13 +90,16 @@ def check(folder: pathlib.Path) -> list[str] | None:
     return wrong
 
 
-def _files(folder: pathlib.Path) -> list[str]:
+def _files(folder: pathlib.PurePath) -> list[str]:
     """The files below a folder, by path from there; not the checksums themselves."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if name not in (FILE, f"{FILE}.part"))
+    own = (FILE, f".{FILE}.partial-")  # the second: what a killed writer left
+    return [name for name in storage.sizes(folder) if not name.startswith(own)]
 
 
-def _of(path: pathlib.Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+def _of(path: pathlib.PurePath) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with storage.reader(path) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}

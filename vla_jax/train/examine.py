@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.train import checkpoint, checksums
 from vla_jax.train import meta as metas
 
@@ -21,29 +21,29 @@ def steps(run: str) -> list[dict[str, Any]]:
 
     `wrong` says what an incomplete one lacks. UserError where there is none.
     """
-    root = pathlib.Path(run).absolute()
+    root = metas.place(run)
     found = []
     for place in (metas.RESUME, metas.BEST):
-        for folder in (root / place).glob("*"):
-            name = folder.name.split(".")[0]
-            if folder.is_dir() and name.isdigit():
-                found.append(_step(root, folder, int(name)))
+        for name in storage.names(root / place):
+            folder, number = root / place / name, name.split(".")[0]
+            if number.isdigit() and storage.is_dir(folder):
+                found.append(_step(root, folder, int(number)))
     if not found:
-        state = "holds no checkpoints" if root.is_dir() else "does not exist"
+        state = "holds no checkpoints" if storage.is_dir(root) else "does not exist"
         raise plugin.UserError(
             f"{run}: {state}; expected a run's folder with {metas.RESUME}/ or {metas.BEST}/ in it"
         )
     return sorted(found, key=lambda row: (row["folder"].split("/")[0], row["train_step"]))
 
 
-def _step(root: pathlib.Path, folder: pathlib.Path, step: int) -> dict[str, Any]:
+def _step(root: pathlib.PurePath, folder: pathlib.PurePath, step: int) -> dict[str, Any]:
     row = dict(
         folder=folder.relative_to(root).as_posix(),
         train_step=step,
         n={},
-        bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        bytes=sum(storage.sizes(folder).values()),
         metric=None,
-        checksums=(folder / checksums.FILE).is_file(),
+        checksums=storage.is_file(folder / checksums.FILE),
         wrong="",
     )
     if not folder.name.isdigit():
@@ -53,15 +53,16 @@ def _step(root: pathlib.Path, folder: pathlib.Path, step: int) -> dict[str, Any]
     else:
         try:
             row["n"] = metas.read_json(folder)["n"]
-            if (folder / "metrics" / "metrics").is_file():
-                row["metric"] = json.loads((folder / "metrics" / "metrics").read_text())["value"]
+            metrics = folder / "metrics" / "metrics"
+            if storage.is_file(metrics):
+                row["metric"] = json.loads(storage.read(metrics))["value"]
         except (plugin.UserError, ValueError, KeyError) as error:
             row["wrong"] = str(error).split("; ")[0]
     row["complete"] = not row["wrong"]
     return row
 
 
-def show(folder: pathlib.Path, item: str = "params") -> dict[str, Any]:
+def show(folder: pathlib.PurePath, item: str = "params") -> dict[str, Any]:
     """Config, provenance and every array of one item: path, shape, dtype, Euclidean norm."""
     raw = metas.read_json(folder)
     _check_item(folder, item)
@@ -82,7 +83,7 @@ def show(folder: pathlib.Path, item: str = "params") -> dict[str, Any]:
     )
 
 
-def diff(a: pathlib.Path, b: pathlib.Path, item: str = "params") -> dict[str, Any]:
+def diff(a: pathlib.PurePath, b: pathlib.PurePath, item: str = "params") -> dict[str, Any]:
     """What differs between two steps' folders: settings of the config, arrays of one item.
 
     `arrays` holds {path: {"max_abs", "relative"}} of those that differ, `relative` being
@@ -121,7 +122,7 @@ def diff(a: pathlib.Path, b: pathlib.Path, item: str = "params") -> dict[str, An
     )
 
 
-def verify(folder: pathlib.Path) -> dict[str, Any]:
+def verify(folder: pathlib.PurePath) -> dict[str, Any]:
     """`wrong`: one line per file and per array of a step's folder that is not as it was saved.
 
     Every file is hashed where the save has written ``checksums.json``, every array is read. Arrays
@@ -173,7 +174,7 @@ def _problem(array: np.ndarray | Exception, listed: Any) -> str | None:
     return None
 
 
-def _check_item(folder: pathlib.Path, item: str) -> None:
+def _check_item(folder: pathlib.PurePath, item: str) -> None:
     if item not in checkpoint.items(folder):
         raise plugin.UserError(plugin.unknown(f"{folder}: item", item, checkpoint.items(folder)))
 

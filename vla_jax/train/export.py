@@ -25,7 +25,11 @@ KEPT = ("config", "step", "n", "normalizer", "action_spaces", "text_tokenizer")
 
 
 def write(
-    folder: pathlib.Path, out: pathlib.Path, *, averaged: bool = True, shard_bytes: int = 5 * 10**9
+    folder: pathlib.PurePath,
+    out: pathlib.Path,
+    *,
+    averaged: bool = True,
+    shard_bytes: int = 5 * 10**9,
 ) -> dict[str, Any]:
     """{"files", "arrays", "bytes"} of what was written to the new folder `out`.
 
@@ -60,7 +64,7 @@ def write(
     return dict(files=names, arrays=len(sizes), bytes=sum(sizes.values()))
 
 
-def _plan(folder: pathlib.Path, averaged: bool) -> tuple[dict[str, str], dict[str, int]]:
+def _plan(folder: pathlib.PurePath, averaged: bool) -> tuple[dict[str, str], dict[str, int]]:
     """({path: the item it is read from}, {path: bytes}) of all parameters."""
     shapes = checkpoint.shapes(folder, "params")
     has_average = averaged and "ema" in checkpoint.items(folder)
@@ -88,7 +92,7 @@ def _file(number: int, shards: int) -> str:
     return f"{NAME}-{number + 1:05d}-of-{shards:05d}.safetensors"
 
 
-def _read(folder: pathlib.Path, item_of: dict[str, str]) -> dict[str, np.ndarray]:
+def _read(folder: pathlib.PurePath, item_of: dict[str, str]) -> dict[str, np.ndarray]:
     found = {}
     for item in sorted(set(item_of.values())):
         paths = [path for path, of in item_of.items() if of == item]

@@ -26,10 +26,10 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, trees, types
+from vla_jax import plugin, storage, trees, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
-from vla_jax.data import recordings
+from vla_jax.data import recordings, statistics_file
 from vla_jax.models import build, pretrained, specs, synthetic
 from vla_jax.train import checkpoint, organs
 
@@ -45,11 +45,13 @@ class Request:
     Attributes:
       checkpoint, data: folders.
       embodiment: a Python file with EMBODIMENT, or a name of embodiments/.
-      stats: "checkpoint" or "recompute": whose normalization statistics.
+      stats: "checkpoint" or "recompute": whose normalization statistics; or a file of
+        `vla data stats`, which is refused unless it was measured on these data.
       source: the file of data/sources/ that reads the data; None = they are asked which.
       standardizer: TYPE, TYPE:ROW, or FILE.py:ROW.
       mode: "full", or "head_only": what was loaded stays as it is, but for the action head.
       views: those of the body to use; None = all.
+      action_space: of the body; data recorded in another one are converted.
       episodes: only the first so many training episodes.
       holdout: share of the episodes kept for validation; 0 = none.
     """
@@ -126,7 +128,7 @@ def derive(
     draft.add_views(_views(body, request))
     draft.add_proprio(body.proprio)
     draft.add_action(space, body.proprio, request.action_head, request.action_horizon)
-    member = {MEMBER: dict(source=_source(request, key) | draft.targets, weight=1.0)}
+    member = {MEMBER: dict(source=_source(request, key, body, space) | draft.targets, weight=1.0)}
     steps, model = request.steps, draft.model()
     return config_lib.TrainConfig(
         steps=steps,
@@ -144,13 +146,13 @@ def derive(
         },
         normalizer=dataclasses.replace(
             meta.config.normalizer,
-            stats=request.stats,
+            stats=_statistics(request),
             modes=meta.config.normalizer.modes
             if draft.kept_action
             else config_lib.NormalizerConfig().modes,
         ),
         init_from=config_lib.InitFromConfig(
-            checkpoint=os.path.abspath(request.checkpoint), fresh=tuple(draft.fresh)
+            checkpoint=storage.absolute(request.checkpoint), fresh=tuple(draft.fresh)
         ),
         optimizer=dataclasses.replace(
             meta.config.optimizer,
@@ -225,7 +227,9 @@ def _action_organs(config: config_lib.TrainConfig, paths: Sequence[str]) -> list
 
 def _check_choices(request: Request) -> None:
     """UserError for unknown words, and for an action head (a plug-in) that does not act."""
-    choices = [("stats", STATS), ("mode", MODES)]
+    choices = [("mode", MODES)]
+    if not statistics_file.exists(request.stats):
+        choices.append(("stats", (*STATS, "FILE of `vla data stats`")))
     kind = request.action_head
     if kind is not None and not ("." in kind and specs.acts(dict(type=kind))):
         choices.append(("action_head", specs.acting()))
@@ -263,11 +267,18 @@ def _action_space(meta, body: types.Embodiment, request: Request) -> types.Actio
     return spaces[name]
 
 
-def _source(request: Request, dataset_key: str | None) -> dict:
-    """The spec of the data."""
-    return dict(
+def _statistics(request: Request) -> str:
+    """As config.normalizer.stats says it, from wherever the run goes on."""
+    known = request.stats in STATS or "://" in request.stats
+    return request.stats if known else os.path.abspath(request.stats)
+
+
+def _source(request: Request, dataset_key: str | None, body, space: types.ActionSpace) -> dict:
+    """The spec of the data; of a body with several action spaces they may be in another one."""
+    converted = dict(convert=space.name) if len(body.action_spaces) > 1 else {}
+    return converted | dict(
         type=request.source or recordings.source_type(request.data),
-        path=request.data if "://" in request.data else os.path.abspath(request.data),
+        path=storage.absolute(request.data),
         standardizer=recordings.standardizer(request.standardizer),
         dataset_key=dataset_key,
         holdout=request.holdout,
@@ -280,6 +291,11 @@ def _dataset_key(meta, body, space: types.ActionSpace, request: Request) -> str 
     """The row of the normalizer; with the checkpoint's statistics it must be there, and fit."""
     if request.stats == "recompute":
         return request.dataset_key
+    if request.stats not in STATS:
+        table, key = statistics_file.read(request.stats)[0], request.dataset_key
+        if key is not None and key not in table:
+            raise plugin.UserError(plugin.unknown(f"{request.stats}: dataset key", key, table))
+        return next(iter(table)) if key is None and len(table) == 1 else key
     where = "finetune: stats='checkpoint'"
     stored = meta.assets.normalizer
     table = normalizer_lib.Normalizer.from_json(stored).entries if stored else {}

@@ -24,19 +24,25 @@ BACKWARD = 2  # a backward pass is two forward passes: to the inputs, and to the
 
 
 def train_step(
-    config: config_lib.TrainConfig, network, vocabulary_size: int, variables: Any = None
+    config: config_lib.TrainConfig,
+    network,
+    vocabulary_size: int,
+    variables: Any = None,
+    batches: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """{part of the network: operations of one train_step on the whole global batch}.
 
     Parts are modules as parameter paths name them ("trunk", "tokenizers_primary", "heads_action").
-    `variables` are the shapes of all parameters, where somebody has traced them already.
+    `variables` and `batches` are the shapes of all parameters and of the config's batches, where
+    somebody has made them already.
     """
     if variables is None:
         variables = jax.eval_shape(
             lambda: network.init(jax.random.key(0), synthetic.examples(config, vocabulary_size))
         )
     found: collections.Counter[str] = collections.Counter()
-    for stream, batch in synthetic.abstract(config, vocabulary_size).items():
+    batches = synthetic.abstract(config, vocabulary_size) if batches is None else batches
+    for stream, batch in batches.items():
         for path, flops in forward(config, network, variables, stream, batch).items():
             if not _frozen(path, variables, config.freeze):
                 found[path.split("/")[0]] += (1 + BACKWARD) * flops

@@ -8,16 +8,18 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, types
+from vla_jax import plugin, storage, types
 from vla_jax.codecs.normalizer import Normalizer
 
 FORMAT_VERSION = 1
 RESUME, BEST = "checkpoints", "best"
+COMMITTED = "commit_success.txt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,20 +62,35 @@ def compare(ours: Assets, theirs: Assets) -> dict[str, bool]:
     }
 
 
-def find(folder: str, step: int | None = None) -> pathlib.Path:
+def place(folder: storage.Path) -> pathlib.PurePath:
+    """Where checkpoints lie or will, absolute; UserError for a URL at which Orbax puts no arrays.
+
+    Orbax 0.12.8 knows TensorStore's drivers for files and gs:// alone: an s3:// path it takes for a
+    relative one and refuses at the first save (`_use_gcs_driver`,
+    orbax/checkpoint/_src/serialization/tensorstore_utils.py).
+    """
+    if storage.is_url(storage.normal(folder)) and not os.fspath(folder).startswith("gs://"):
+        raise plugin.UserError(
+            f"{folder}: Orbax, which writes and reads checkpoints, knows local paths and gs://, no "
+            "other URLs; use a folder that all hosts mount (Lustre, NFS, FSx), or gs://BUCKET/…"
+        )
+    return storage.path(folder)
+
+
+def find(folder: storage.Path, step: int | None = None) -> pathlib.PurePath:
     """The folder of one step: `folder` itself, or the newest step (or `step`) of the run there."""
-    root = pathlib.Path(folder).absolute()
-    if (root / "meta").is_dir() and step is None:
+    root = place(folder)
+    if storage.is_dir(root / "meta") and step is None:
         return root
-    for place in (root / RESUME, root):
-        saved = steps(place)
+    for below in (root / RESUME, root):
+        saved = steps(below)
         if saved and step is None:
-            return place / str(saved[-1])
+            return below / str(saved[-1])
         if saved and step not in saved:
-            raise plugin.UserError(plugin.unknown(f"checkpoint step in {place}", str(step), saved))
+            raise plugin.UserError(plugin.unknown(f"checkpoint step in {below}", str(step), saved))
         if saved:
-            return place / str(step)
-    state = "holds no complete checkpoint" if root.is_dir() else "does not exist"
+            return below / str(step)
+    state = "holds no complete checkpoint" if storage.is_dir(root) else "does not exist"
     raise plugin.UserError(
         f"checkpoint {folder}: {state}; expected a run's folder with {RESUME}/STEP/params in it"
     )
@@ -81,21 +98,21 @@ def find(folder: str, step: int | None = None) -> pathlib.Path:
 
 def resumable(workdir: str) -> bool:
     """Whether a run in `workdir` would go on from a checkpoint there."""
-    return bool(steps(pathlib.Path(workdir) / RESUME))
+    return bool(steps(place(workdir) / RESUME))
 
 
-def read_meta(folder: pathlib.Path) -> Meta:
+def read_meta(folder: pathlib.PurePath) -> Meta:
     """The parsed JSON item of one step's folder; UserError for another format version."""
     return _parse_meta(read_json(folder))
 
 
-def read_json(folder: pathlib.Path) -> dict[str, Any]:
+def read_json(folder: pathlib.PurePath) -> dict[str, Any]:
     """The JSON item of one step's folder as it stands; UserError for another format version."""
-    path = pathlib.Path(folder) / "meta" / "metadata"
-    if not path.is_file():
+    path = storage.path(folder) / "meta" / "metadata"
+    if not storage.is_file(path):
         raise damaged(folder, f"{path} is missing")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(storage.read(path))
     except ValueError as error:
         raise damaged(folder, f"{path} is no JSON ({error})") from error
     version = raw["format_version"] if "format_version" in raw else None
@@ -108,15 +125,16 @@ def read_json(folder: pathlib.Path) -> dict[str, Any]:
     return raw
 
 
-def damaged(folder: pathlib.Path, what: str) -> plugin.UserError:
+def damaged(folder: pathlib.PurePath, what: str) -> plugin.UserError:
     """The error of a step's folder that cannot be read: what is wrong with it, how to go on."""
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
+    move = "gcloud storage mv" if storage.is_url(folder) else "mv"
     others = [step for step in steps(folder.parent) if str(step) != folder.name]
     advice = "the run has no other; begin anew in another folder"
     if others:
         advice = (
-            f"to go on from train_step {others[-1]}, move it away (mv {folder} {folder}.damaged) "
-            "and give the same command again"
+            f"to go on from train_step {others[-1]}, move it away ({move} {folder} "
+            f"{folder}.damaged) and give the same command again"
         )
     return plugin.UserError(
         f"checkpoint {folder} is damaged: {what}. `vla ckpt verify {folder}` says what else is; "
@@ -124,14 +142,20 @@ def damaged(folder: pathlib.Path, what: str) -> plugin.UserError:
     )
 
 
-def steps(place: pathlib.Path) -> list[int]:
+def steps(folder: pathlib.PurePath) -> list[int]:
     """The steps saved in a folder of steps, ascending."""
-    return sorted(int(path.name) for path in place.glob("*") if is_complete(path))
+    return sorted(int(name) for name in storage.names(folder) if is_complete(folder / name))
 
 
-def is_complete(path: pathlib.Path) -> bool:
-    """Whether a save has ended here: one that was interrupted has another name."""
-    return path.name.isdigit() and (path / "meta").is_dir() and (path / "params").is_dir()
+def is_complete(path: pathlib.PurePath) -> bool:
+    """Whether a save has ended here.
+
+    One that was interrupted has another name; in a bucket, where nothing is renamed, it lacks the
+    file that Orbax puts last.
+    """
+    if not path.name.isdigit() or storage.is_url(path) and not storage.is_file(path / COMMITTED):
+        return False
+    return storage.is_dir(path / "meta") and storage.is_dir(path / "params")
 
 
 def to_json(step, n, config, assets: Assets, provenance: dict) -> dict[str, Any]:

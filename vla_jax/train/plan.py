@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.models import synthetic
-from vla_jax.parallel import arrays, census, chips
+from vla_jax.parallel import arrays, census, chips, fake_devices
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import flops as flops_lib
 from vla_jax.train import smoke, start
@@ -42,7 +42,7 @@ def devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device]:
     if jax.device_count() < count:
         raise plugin.UserError(
             f"plan: {jax.device_count()} devices, expected {count}; start `vla plan`, or set "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+            f"XLA_FLAGS={fake_devices.FLAG}={count}"
         )
     return jax.devices()[:count]
 
@@ -59,10 +59,11 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
     size = tokenizer.vocabulary_size
     with meshes.use(mesh):
         run = start.plan(config, network, synthetic.examples(config, size), mesh)
-        compiled = _compile(config, network, objectives, run, size, mesh, real)
-    memory = _memory(run.abstract, compiled, synthetic.abstract(config, size), mesh)
+        batches = synthetic.abstract(config, size)
+        compiled = _compile(config, network, objectives, run, batches, mesh, real)
+    memory = _memory(run.abstract, compiled, batches, mesh)
     sent = census.collectives(compiled.as_text(), len(found))
-    work = flops_lib.train_step(config, network, size, run.variables)
+    work = flops_lib.train_step(config, network, size, run.variables, batches)
     times = _times(config, chip, len(found), work, memory, sent)
     held = memory["program_bytes"]
     return {
@@ -103,17 +104,17 @@ def _tpu_devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device] |
         ) from error
 
 
-def _compile(config, network, objectives, run, size: int, mesh: Mesh, real: bool) -> Any:
+def _compile(config, network, objectives, run, batches, mesh: Mesh, real: bool) -> Any:
     train_step = jax.jit(
         steps.make_train_step(network.apply, objectives, run.optimizer, config),
         out_shardings=(run.shardings, arrays.replicated(mesh)),
         donate_argnums=0,
     )
-    batches = jax.tree.map(
+    placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=arrays.batch_sharding(mesh)),
-        synthetic.abstract(config, size),
+        batches,
     )
-    lowered = train_step.lower(run.abstract, batches)
+    lowered = train_step.lower(run.abstract, placed)
     return lowered.compile(compiler_options=None if real else QUICK)
 
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from vla_jax import config as config_lib
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.models import synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
@@ -173,20 +173,16 @@ def text(found: Mapping[str, Any], folder: str, top: int = 15) -> str:
 
 
 def _made(folder: str) -> pathlib.Path:
-    root = pathlib.Path(folder).absolute()
+    root = storage.local("--out", storage.absolute(folder))
     if jax.process_count() > 1:  # two processes of one host would write one file
         root = root / f"process-{jax.process_index()}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        (root / ".writable").touch()
-        (root / ".writable").unlink()
-    except OSError as error:
-        raise plugin.UserError(f"--out: {root} cannot be written: {error}") from error
+    if not storage.writable(root):
+        raise plugin.UserError(f"--out: {root} cannot be written; choose another folder")
     return root
 
 
 def _files(root: pathlib.Path) -> set[pathlib.Path]:
-    return set(root.glob("plugins/profile/*/*.xplane.pb"))
+    return {root / name for name in storage.sizes(root) if name.endswith(".xplane.pb")}
 
 
 def _batches(config: config_lib.TrainConfig, size: int, mesh: jax.sharding.Mesh) -> Any:

@@ -21,12 +21,17 @@ def collect() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in (*PACKAGES, "vla_jax")},
+        "versions": versions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "git_commit": _git(root, "rev-parse", "HEAD").strip(),
         "git_diff": _git(root, "diff", "HEAD", "--", "*.py")[:DIFF_LIMIT],
     }
+
+
+def versions() -> dict[str, str]:
+    """{package: its version} of what a training's numbers depend on."""
+    return {name: _version(name) for name in (*PACKAGES, "vla_jax")}
 
 
 def _version(package: str) -> str:

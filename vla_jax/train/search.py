@@ -21,12 +21,12 @@ import jax
 from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.models import synthetic
+from vla_jax.nn import trunk
 from vla_jax.parallel import chips
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import plan, smoke, start
 
-# Values of config.model.trunk.remat, from keeping all to keeping nothing.
-REMAT: tuple[Any, ...] = (False, "dots_with_no_batch_dims_saveable", True)
+REMAT = tuple(trunk.REMAT)  # of config.model.trunk.remat, from keeping all to keeping nothing
 TENSOR = 8  # more ways than this never pay: a matmul's pieces become thin
 
 
@@ -121,11 +121,13 @@ def settings(row: dict[str, Any], config: config_lib.TrainConfig) -> list[str]:
 
 def text(found: dict[str, Any], config: config_lib.TrainConfig, top: int = 20) -> str:
     """The rows as a table, what was left out, how long it took, and the best one's flags."""
-    head = f"{'data':>5} {'fsdp':>5} {'tensor':>6} {'remat':>34} {'batch':>6} {'GiB':>8}"
+    head = f"{'data':>5} {'fsdp':>5} {'tensor':>6} {'remat':>5} {'batch':>6} {'GiB':>8}"
     lines = [f"{head} {'MiB sent':>9} {'ms':>9} {'us/sample':>10} by"]
     for row in found["rows"][:top]:
         sizes = row["mesh"]
-        line = f"{sizes['data']:5d} {sizes['fsdp']:5d} {sizes['tensor']:6d} {row['remat']!s:>34} "
+        line = (
+            f"{sizes['data']:5d} {sizes['fsdp']:5d} {sizes['tensor']:6d} {row['remat'] or '-':>5} "
+        )
         line += f"{row['batch_factor']:>5}x "
         if "program_bytes" in row:
             line += f"{row['program_bytes'] / 2**30:8.3f} {row['sent_bytes'] / 2**20:9.1f} "

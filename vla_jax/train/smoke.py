@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ import numpy as np
 import optax
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, trees
+from vla_jax import plugin, storage, trees
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import build, specs, synthetic
 from vla_jax.parallel import arrays
@@ -167,7 +166,7 @@ def text_tokenizer(
 ) -> tuple[text_tokenizer_lib.TextTokenizer, str]:
     """(the config's tokenizer, its path), or a tiny one trained on built-in words and the names."""
     path = config.text_tokenizer
-    if path and pathlib.Path(path).is_file():
+    if path and storage.is_file(path):
         return text_tokenizer_lib.TextTokenizer.load(path), path
     texts = list(WORDS)
     for spec in (*config.model.heads.values(), *config.model.shared.values()):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
 from vla_jax.parallel import mesh as meshes
-from vla_jax.parallel import sharding
+from vla_jax.parallel import processes, sharding
 from vla_jax.train import optimizer as optimizers
 from vla_jax.train import state as states
 
@@ -76,7 +76,7 @@ def plan(
 
         def create():
             ema = config.optimizer.ema is not None
-            return states.create(init(), config.freeze, optimizer, ema)
+            return states.create(init(), config.freeze, optimizer, ema, config.frozen_dtype)
 
         shapes = jax.eval_shape(create)
     shardings = sharding.state_shardings(
@@ -96,7 +96,8 @@ def fresh(plan: Plan, pretrained: Pretrained | None = None) -> states.TrainState
     # First, since it may refuse, and compiling takes time.
     values = dict(trees.items(pretrained(plan.variables))) if pretrained else {}
     options = _cheap_to_compile(plan)
-    state = jax.jit(plan.create, out_shardings=plan.shardings, compiler_options=options)()
+    create = jax.jit(plan.create, out_shardings=plan.shardings, compiler_options=options)
+    state = processes.beginning_together(create, "the fresh parameters")()
     if pretrained is None:
         return state
 

@@ -40,9 +40,15 @@ def create(
     freeze: Sequence[tuple[str, bool]],
     optimizer: optax.GradientTransformation,
     ema: bool,
+    frozen_dtype: str = "float32",
 ) -> TrainState:
-    """The state before the first train_step; `variables` may be traced or abstract."""
+    """The state before the first train_step; `variables` may be traced or abstract.
+
+    Frozen parameters are stored as `frozen_dtype`: nothing small is ever added to them.
+    """
     trained, frozen = split(variables, freeze)
+    if frozen_dtype != "float32":
+        frozen = jax.tree.map(lambda leaf: leaf.astype(frozen_dtype), frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trained=trained,

@@ -2,11 +2,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 import os
-import pathlib
 import pickle
-import signal
-import subprocess
-import sys
 import time
 import uuid
 
@@ -22,19 +18,6 @@ def root(request, tmp_path):
     if request.param == "local":
         return str(tmp_path / "deep")
     return f"memory://{uuid.uuid4().hex}/deep"
-
-
-def test_a_folder_of_files(root):
-    first = _files.join(root, "a", "one.bin")
-    assert not _files.is_dir(root) and not _files.is_file(first) and _files.names(root) == []
-    _files.write(first, b"0123456789")
-    _files.write(_files.join(root, "b"), lambda path: pathlib.Path(path).write_bytes(b"made"))
-    assert _files.is_dir(root) and _files.is_file(first) and not _files.is_file(root)
-    assert _files.names(root) == ["a", "b"] and _files.read(_files.join(root, "b")) == b"made"
-    assert (_files.name(first), _files.parent(first)) == ("one.bin", _files.join(root, "a"))
-    assert _files.normal(root + "/") == root
-    with pytest.raises(plugin.UserError, match=r"deep/a/oen.bin.*did you mean 'one.bin'"):
-        _files.read(_files.join(root, "a", "oen.bin"))
 
 
 def test_byte_ranges_are_read_and_counted(root):
@@ -111,54 +94,3 @@ def test_a_file_is_read_in_child_processes(method, tmp_path):
     assert mine.recv() == b"bcd"
     child.join()
     assert file.read(0, 2) == b"ab"
-
-
-KILLED = """
-import pathlib, sys, time
-from vla_jax.data.sources import _files
-
-def slow(path):
-    with open(path, "wb") as file:
-        file.write(b"half")
-        file.flush()
-        print("begun", flush=True)
-        time.sleep(60)
-
-_files.write(sys.argv[1], slow)
-"""
-
-
-def test_a_killed_writer_leaves_no_half_file(tmp_path):
-    path = tmp_path / "index"
-    program = [sys.executable, "-c", KILLED, str(path)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"begun\n"
-        process.send_signal(signal.SIGKILL)
-    assert not path.exists()
-    (leftover,) = tmp_path.iterdir()
-    os.utime(leftover, (0, 0))
-    _files.write(path, b"whole")
-    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path], "swept"
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    _files.write(tmp_path / "f", b"old")
-
-    def fail(path):
-        pathlib.Path(path).write_bytes(b"ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        _files.write(tmp_path / "f", fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
-    assert (tmp_path / "f").read_bytes() == b"old"
-
-
-def test_where_one_can_write(tmp_path):
-    assert _files.writable(tmp_path / "not" / "yet") and _files.writable("memory://anywhere")
-    assert not _files.writable("/proc/nowhere") or os.getuid() == 0
-
-
-def test_an_unknown_kind_of_url_is_said():
-    with pytest.raises(plugin.UserError, match="nosuch://.*expected a local path or a URL"):
-        _files.is_file("nosuch://bucket/file")

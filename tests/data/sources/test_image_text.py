@@ -282,8 +282,8 @@ def test_img2dataset_shards_by_pattern_locally_and_by_url(tmp_path, tokenizer, p
 def test_an_index_is_made_once_and_anew_when_it_or_the_shard_changes(
     tmp_path, tokenizer, monkeypatch
 ):
-    scans, scan, context = [], _tar._scan, context_of(tokenizer, max_tokens=64)
-    monkeypatch.setattr(_tar, "_scan", lambda file: scans.append(file.path) or scan(file))
+    scans, scan, context = [], _tar.scan, context_of(tokenizer, max_tokens=64)
+    monkeypatch.setattr(_tar, "scan", lambda file: scans.append(file.path) or scan(file))
     path = write(tmp_path / "a.tar", img2dataset(0, 4))
     given = dict(path=path, index_dir=str(tmp_path / "index"), holdout=0)
     first = image_text.make(context, **given)

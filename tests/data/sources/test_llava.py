@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 import pickle
 
@@ -158,6 +160,92 @@ def test_one_of_several_points_is_drawn(tmp_path, context):
     assert seen == {0.25, 0.75}
 
 
+def regions(row):
+    """[(middle, row of the table or None)] of a row's labelled regions."""
+    points, names = (row["targets"][f"region_{kind}"][-1] for kind in ("point", "name"))
+    there, named = (row["target_masks"][f"region_{kind}"][-1] for kind in ("point", "name"))
+    assert not (named & ~there).any()
+    return [
+        (tuple(np.round(points[k].astype(float), 3).tolist()), int(names[k]) if named[k] else None)
+        for k in np.flatnonzero(there)
+    ]
+
+
+NAMES = ("dog", "cat", "traffic_light")
+REGIONS = dict(targets=("text", "point", "region_point", "region_name"), unit="fraction")
+
+
+def test_places_that_are_called_something_are_regions(tmp_path, middle):
+    context = dataclasses.replace(middle, names=NAMES, max_tokens=99)
+    records = [
+        record(0, "what is there", "A cat [0.1, 0.2, 0.3, 0.4] and the Traffic light (0.8, 0.5)."),
+        record(1, "what is at [0.5, 0.0, 0.7, 0.4]", "a dog."),
+        record(2, "where is it", "[[0.1, 0.2, 0.3, 0.4], [0.2, 0.5]]"),
+        record(3, "what are [0.1, 0.2] and [0.3, 0.4]", "a dog"),
+        record(4, "what is there", "a man left of the dog [0.1, 0.2, 0.3, 0.4]"),
+    ]
+    given = write(tmp_path, records) | REGIONS | dict(holdout=ALL, regions=3)
+    source = llava.make(context, **given)
+    found = [regions(source.sample(i, rng(0))) for i in range(5)]
+    assert found == [
+        [((0.2, 0.3), 1), ((0.8, 0.5), 2)],
+        [((0.6, 0.2), 0)],
+        [((0.2, 0.3), None), ((0.2, 0.5), None)],
+        [((0.1, 0.2), None), ((0.3, 0.4), None)],
+        [((0.2, 0.3), None)],  # the man's, whoever is named last
+    ]
+    # Rows 10 to 30 of 40 are shown: a box is cut, one that is mostly above is none.
+    for i in range(2):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.png")
+    source = llava.make(context, **given)
+    assert regions(source.sample(0, rng(0))) == [((0.2, 0.15), 1), ((0.8, 0.5), 2)]
+    assert regions(source.sample(1, rng(0))) == []
+    plain = llava.make(context, **given | dict(unit=None)).sample(0, rng(0))
+    assert regions(plain) == []
+
+
+def test_regions_in_fields_of_the_record(tmp_path, context):
+    context = dataclasses.replace(context, names=NAMES)
+    boxes = [[10, 5, 20, 10], [0, 0, 4, 4], [36, 16, 4, 4]]
+    called = ["dog", "a lamp", "cat"]
+    records = [
+        record(0, "what is this", "a cat", boxes=boxes, classes=called),
+        record(1, "what is this", "a cat", boxes=boxes[0], classes="dog"),
+        record(2, "what is this", "a cat",
+               objects=[dict(box=b, name=n) for b, n in zip(boxes, called)]),
+    ]  # fmt: skip
+    given = write(tmp_path, records) | REGIONS | dict(regions=3, unit="pixels", box="size")
+    source = llava.make(context, **given, place="boxes", names="classes")
+    expected = [((0.5, 0.5), 0), ((0.05, 0.1), None), ((0.95, 0.9), 1)]
+    row = source.sample(0, rng(0))
+    assert regions(row) == expected
+    assert not row["target_masks"]["point"].any(), "which of the three is not said"
+    row = source.sample(1, rng(0))
+    assert regions(row) == expected[:1]
+    np.testing.assert_allclose(row["targets"]["point"], [[0.5, 0.5]], atol=1e-6)
+    nested = llava.make(context, **given, place="objects.box", names="objects.name")
+    assert regions(nested.sample(2, rng(0))) == expected
+    unnamed = llava.make(context, **given, place="boxes").sample(0, rng(0))
+    assert regions(unnamed) == [(middle, None) for middle, _ in expected]
+    # More than K: each is drawn sometimes, in order.
+    two = llava.make(context, **given | dict(regions=2), place="boxes", names="classes")
+    drawn = {tuple(regions(two.sample(0, rng(seed)))) for seed in range(40)}
+    assert drawn == {tuple(pair) for pair in itertools.combinations(expected, 2)}
+    with pytest.raises(
+        plugin.UserError, match=r"\(r1\): field 'objects': got None, expected a list"
+    ):
+        nested.sample(1, rng(0))
+    other = llava.make(context, **given, place="boxes", names="id")
+    with pytest.raises(plugin.UserError, match=r"\(r0\): field 'id': got r0, expected 3 texts"):
+        other.sample(0, rng(0))
+    with pytest.raises(plugin.UserError, match="no head of stream 'vl' has a table of names"):
+        llava.make(dataclasses.replace(context, names=()), **given, place="boxes", names="classes")
+    renamed = llava.make(
+        dataclasses.replace(context, names=NAMES[::-1]), **given, place="boxes", names="classes"
+    )
+    assert renamed.fingerprint != source.fingerprint
+
+
 def test_held_out_pictures_take_all_their_questions_along(tmp_path, tokenizer):
     records = [record(i % 20, "what is this", f"a cat {i}") for i in range(60)]
     given = write(tmp_path, records) | dict(holdout=0.3)
@@ -272,6 +360,7 @@ def test_broken_files(tmp_path, context):
         (dict(text_only="keep"), "text_only: unknown 'keep'"),
         (dict(bad_samples="skp"), "did you mean 'skip'"),
         (dict(place="bbox"), "needs unit"),
+        (dict(names="classes"), "needs place"),
         (dict(holdout=1.0), "holdout=1.0"),
         (dict(targets=("poimt",)), "did you mean 'point'"),
     ],

@@ -301,6 +301,8 @@ def test_real_bridge_episodes(fixtures_dir):
     assert source.summary()["episodes"] == 23 and len(source) == 23 * 9
     assert source.episodes.step.min() == 1, "the zero first action is left out"
     assert np.abs(source.episodes.action[:, :6]).max(axis=1).min() > 1e-6
+    assert source.episodes.metadata["file_path"][0].endswith(".npy")
+    assert set(source.episodes.metadata["has_language"]) <= {True, False}
     row = source.sample(0, rng())
     assert row["observation"]["images"]["secondary"].shape == (2, 32, 32, 3)
     assert row["observation"]["images"]["primary"].std() > 20

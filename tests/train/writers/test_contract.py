@@ -1,9 +1,11 @@
 """Every file of train/writers/ keeps the contract; the files are found by listing the folder."""
 
 import inspect
+import json
 import math
 import pathlib
 import struct
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,23 @@ import pytest
 from vla_jax import plugin
 
 NAMES = plugin.names("train.writers")
+# writer -> the package, an extra of that name, that it needs beyond the core's
+PACKAGES = {"wandb": "wandb"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path_factory):
+    """Weights & Biases writes to disk alone, and keeps nothing of its own in the home."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name)))
+
+
+def usable(name: str):
+    """The writer's module; skips where its package is not installed."""
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name], reason=f"needs {name}: pip install -e .[{name}]")
+    return plugin.module("train.writers", name)
 
 
 def written(folder: pathlib.Path) -> dict[str, bytes]:
@@ -35,7 +54,7 @@ def test_plugin_form(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_there_after_close(name, tmp_path):
     workdir = tmp_path / "new" / "run"
-    writer = plugin.module("train.writers", name).make(str(workdir))
+    writer = usable(name).make(str(workdir))
     writer.write(3, {"robot/action": np.float32(0.15625), "loss": 0.40625})
     writer.write(4, {"loss": math.nan, "gradient_norm": math.inf})  # what breaks must be seen
     writer.close()
@@ -47,7 +66,7 @@ def test_what_is_written_is_there_after_close(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_run_keeps_what_was_written(name, tmp_path, monkeypatch):
-    module, clock = plugin.module("train.writers", name), time.time
+    module, clock = usable(name), time.time
     for step, value in ((1, 0.15625), (2, 0.40625)):
         before = written(tmp_path)
         # A run begins minutes after the one before; TensorBoard's files are named by the second.
@@ -59,3 +78,24 @@ def test_a_resumed_run_keeps_what_was_written(name, tmp_path, monkeypatch):
         assert all(after[path].startswith(data) for path, data in before.items())
     data = b"".join(after.values())
     assert holds(data, 0.15625) and holds(data, 0.40625)
+
+
+def test_weights_and_biases_goes_on_as_the_same_run(tmp_path, monkeypatch):
+    module, clock = usable("wandb"), time.time
+    (tmp_path / "config.json").write_text('{"optimizer": {"lr": 0.015625}}')
+    for step in (1, 2):
+        monkeypatch.setattr(time, "time", lambda step=step: clock() + 60 * step)
+        writer = module.make(str(tmp_path))
+        writer.write(step, {"loss": 0.5})
+        writer.close()
+    (run,) = json.loads((tmp_path / "wandb.json").read_text()).values()
+    logs = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert [log.name for log in logs] == [f"run-{run}.wandb"] * 2
+    assert all(holds(log.read_bytes(), 0.015625) for log in logs)
+
+
+def test_without_its_package_a_writer_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(plugin.UserError, match=r"pip install -e .\[wandb\]"):
+        plugin.module("train.writers", "wandb").make(str(tmp_path))
+    assert not list(tmp_path.iterdir())

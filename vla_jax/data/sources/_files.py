@@ -1,11 +1,8 @@
 """Every byte of a data set comes through here: local files by `os.pread`, URLs through fsspec.
 
-    "runs/demos"  "/data/droid"  "file:///data/droid"      a local file system
-    "gs://…"  "s3://…"  "https://…"  "memory://…"          whatever fsspec has a package for
-
-Paths are strings (pathlib would take a slash out of a URL). Nothing here holds a connection or a
-descriptor that would not survive a fork or be pickled: descriptors stay in a table of this process,
-and fsspec keeps its file systems by process.
+What a path may be, names and listings, whole reads and writes are those of `vla_jax/storage.py`,
+which stand here too; this file adds byte ranges, stamps, and counts what is read. A file survives a
+fork and is pickled as its path and stamp: descriptors stay in a table of this process.
 """
 
 from __future__ import annotations
@@ -14,19 +11,51 @@ import dataclasses
 import functools
 import io
 import os
-import pathlib
 import posixpath
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
+from vla_jax.storage import (
+    Path,
+    is_dir,
+    is_file,
+    is_url,
+    join,
+    name,
+    names,
+    normal,
+    parent,
+    writable,
+    write,
+)
 
-Path = str | os.PathLike
+__all__ = [
+    "CHUNK",
+    "DESCRIPTORS",
+    "INDEX_DIR",
+    "Counts",
+    "File",
+    "Path",
+    "Stamp",
+    "counts",
+    "is_dir",
+    "is_file",
+    "is_url",
+    "join",
+    "name",
+    "names",
+    "normal",
+    "parent",
+    "read",
+    "stamps",
+    "stat",
+    "writable",
+    "write",
+]
+INDEX_DIR = "VLA_JAX_INDEX_DIR"  # the environment's folder for indexes that lie beside no data
 DESCRIPTORS = 128  # kept open per process; a data set may have thousands of shards
 CHUNK = 2**22  # bytes per request where a file is read from end to end
-OLD = 3600.0  # s after which what a killed writer left behind is swept away
 
 
 class Counts:
@@ -75,7 +104,7 @@ class File:
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`; UserError where the file ends before."""
         if is_url(self.path):
-            system, inside = _system(self.path)
+            system, inside = storage.system_of(self.path)
             data = system.cat_file(inside, start=offset, end=offset + length) if length else b""
         else:
             held = _descriptor(self.path, self.stamp)  # held, or another thread may close it
@@ -90,7 +119,7 @@ class File:
         """
         if not is_url(self.path) or len(ranges) < 2:
             return [self.read(*span) for span in ranges]
-        system, inside = _system(self.path)
+        system, inside = storage.system_of(self.path)
         starts, ends = [o for o, _ in ranges], [o + n for o, n in ranges]
         parts = system.cat_ranges([inside] * len(ranges), starts, ends, on_error="raise")
         counts.add(sum(map(len, parts)), len(parts))
@@ -131,69 +160,6 @@ class _Stream(io.RawIOBase):
         return self._at
 
 
-def is_url(path: Path) -> bool:
-    """Whether fsspec reads it."""
-    return "://" in str(path)
-
-
-def normal(path: Path) -> str:
-    """The path as a string: `~` expanded, `file://` and closing slashes taken away."""
-    text = os.fspath(path)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    if is_url(text):
-        scheme, rest = text.split("://", 1)
-        return f"{scheme}://{rest.rstrip('/')}"
-    return os.path.normpath(os.path.expanduser(text))
-
-
-def join(path: Path, *names: str) -> str:
-    """The path of something below."""
-    return posixpath.join(normal(path), *names) if is_url(path) else os.path.join(path, *names)
-
-
-def name(path: Path) -> str:
-    """The last part."""
-    return posixpath.basename(normal(path))
-
-
-def parent(path: Path) -> str:
-    """The folder it lies in; of a URL's root, itself."""
-    path = normal(path)
-    if is_url(path):
-        scheme, rest = path.split("://", 1)
-        return f"{scheme}://{posixpath.dirname(rest)}"
-    return os.path.dirname(path) or os.curdir
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file of that name."""
-    if is_url(path):
-        system, inside = _system(normal(path))
-        return system.isfile(inside)
-    return os.path.isfile(normal(path))
-
-
-def is_dir(path: Path) -> bool:
-    """Whether there is a folder of that name (object stores: something below it)."""
-    if is_url(path):
-        system, inside = _system(normal(path))
-        return system.isdir(inside)
-    return os.path.isdir(normal(path))
-
-
-def names(path: Path) -> list[str]:
-    """What lies in a folder, sorted; nothing where there is no such folder."""
-    if not is_url(path):
-        return sorted(os.listdir(normal(path))) if is_dir(path) else []
-    system, inside = _system(normal(path))
-    try:
-        found = system.ls(inside, detail=False)
-    except FileNotFoundError:
-        return []
-    return sorted({posixpath.basename(f.rstrip("/")) for f in found} - {""})
-
-
 def stat(path: Path) -> Stamp:
     """Size and version; UserError where there is no such file."""
     path = normal(path)
@@ -201,14 +167,11 @@ def stat(path: Path) -> Stamp:
         if not is_url(path):
             found = os.stat(path)
             return Stamp(found.st_size, str(found.st_mtime_ns))
-        system, inside = _system(path)
+        system, inside = storage.system_of(path)
         system.invalidate_cache(posixpath.dirname(inside))
         info = system.info(inside)
     except FileNotFoundError as error:
-        beside = names(parent(path))
-        raise plugin.UserError(plugin.unknown(f"{path}: no such file", name(path), beside)) from (
-            error
-        )
+        raise storage.missing(path) from error
     return _stamp(info)
 
 
@@ -217,7 +180,7 @@ def stamps(folder: Path) -> dict[str, Stamp]:
     folder = normal(folder)
     if not is_url(folder):
         return {join(folder, n): stat(join(folder, n)) for n in names(folder)}
-    system, inside = _system(folder)
+    system, inside = storage.system_of(folder)
     system.invalidate_cache(inside)
     try:
         found = system.ls(inside, detail=True)
@@ -237,97 +200,10 @@ def _stamp(info: Mapping) -> Stamp:
 
 
 def read(path: Path) -> bytes:
-    """A whole file; UserError where there is none."""
-    file = File(path)
-    return file.read(0, file.stamp.size)
-
-
-def write(path: Path, data: bytes | Callable[[str], None]) -> None:
-    """Writes a file so that others see all of it or nothing, and makes its folders.
-
-    Args:
-      path: local, or a URL of a file system that can write.
-      data: the bytes; or a function that writes them into the local file whose name it is given.
-    """
-    path = normal(path)
-    if is_url(path):
-        _upload(path, data)
-        return
-    folder = os.path.dirname(path) or os.curdir
-    os.makedirs(folder, exist_ok=True)
-    _sweep(folder, os.path.basename(path))
-    number, temporary = tempfile.mkstemp(dir=folder, prefix=_leftover(os.path.basename(path)))
-    os.close(number)
-    try:
-        _fill(temporary, data)
-        umask = os.umask(0)  # mkstemp's files are their owner's alone; ours are shared
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(folder)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def writable(folder: Path) -> bool:
-    """Whether files can be written into a folder, which need not exist yet."""
-    folder = normal(folder)
-    if is_url(folder):
-        try:
-            probe = join(folder, f".probe-{os.getpid()}-{time.time_ns()}")
-            _upload(probe, b"")
-            system, inside = _system(probe)
-            system.rm_file(inside)
-        except Exception:  # each file system has its own way to refuse
-            return False
-        return True
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder) or os.curdir
-    marked = os.stat(folder).st_mode & 0o222 == 0  # read-only by its owner's will, even to root
-    return os.access(folder, os.W_OK | os.X_OK) and not marked
-
-
-def _upload(path: str, data: bytes | Callable[[str], None]) -> None:
-    if callable(data):
-        with tempfile.TemporaryDirectory() as folder:
-            local = os.path.join(folder, "file")
-            data(local)
-            data = pathlib.Path(local).read_bytes()
-    system, inside = _system(path)
-    system.makedirs(posixpath.dirname(inside), exist_ok=True)
-    system.pipe_file(inside, data)  # object stores show an object when all of it has arrived
-
-
-def _fill(path: str, data: bytes | Callable[[str], None]) -> None:
-    if callable(data):
-        data(path)
-    else:
-        pathlib.Path(path).write_bytes(data)
-
-
-def _flush(path: str) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _leftover(target: str) -> str:
-    return f".{target}.partial-"
-
-
-def _sweep(folder: str, target: str) -> None:
-    """Removes what writers of `target` that were killed long ago left behind."""
-    for entry in os.scandir(folder):
-        if entry.name.startswith(_leftover(target)):
-            try:
-                if time.time() - entry.stat().st_mtime > OLD:
-                    os.unlink(entry.path)
-            except FileNotFoundError:  # another process swept it
-                pass
+    """A whole file, counted; UserError where there is none."""
+    data = storage.read(path)
+    counts.add(len(data))
+    return data
 
 
 def _pread(number: int, offset: int, length: int) -> bytes:
@@ -360,16 +236,3 @@ class _Descriptor:
 @functools.lru_cache(maxsize=DESCRIPTORS)
 def _descriptor(path: str, stamp: Stamp) -> _Descriptor:
     return _Descriptor(path, stamp)
-
-
-def _system(path: str):
-    """(fsspec's file system of this process, the path inside); UserError without its package."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise plugin.UserError(
-            f"{path}: {error}; expected a local path or a URL that an installed fsspec package "
-            "reads (gcsfs for gs://, s3fs for s3://)"
-        ) from error

@@ -27,7 +27,7 @@ from vla_jax import plugin
 from vla_jax.data.sources import _files, _index, _rlds_folder
 from vla_jax.data.sources._rlds_folder import Folder
 
-ENVIRONMENT = "VLA_JAX_INDEX_DIR"
+ENVIRONMENT = _files.INDEX_DIR
 SMALL = 2**28  # bytes up to which starting workers would cost more than they save
 NOTE = 30.0  # s between lines about progress where there is no terminal
 
@@ -112,7 +112,7 @@ def ensure(folder: Folder, wanted: Sequence[Shard], workers: int | None = None) 
         workers = min(os.cpu_count() or 1, 8) if size > SMALL else 0
     if folder.path.startswith("memory://"):  # another process has another memory
         workers = 0
-    with _progress(f"indexing {folder.name}", size, len(todo)) as done:
+    with progress(f"indexing {folder.name}", size, len(todo)) as done:
         if workers > 1 and len(todo) > 1:
             _in_workers(folder, todo, min(workers, len(todo)), done)
         else:
@@ -211,7 +211,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _progress(words: str, size: int, count: int) -> Iterator:
+def progress(words: str, size: int, count: int) -> Iterator:
     """A function that is told of bytes: a bar on a terminal, else a line now and then on stderr."""
     lock = threading.Lock()
     if sys.stderr.isatty():

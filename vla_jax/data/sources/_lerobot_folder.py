@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,9 @@ from vla_jax.data.sources import _files
 SIDECAR = "meta/vla_jax.parquet"  # what our own writer adds: one row per episode
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PLACES = ("chunk_index", "file_index")
+# What meta/ says of an episode for LeRobot's own use; all else are facts about it.
+OWN = ("data/", "videos/", "stats/", "meta/", "dataset_from_index", "dataset_to_index", "length")
+FACTS = (str, bool, int, float, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Folder:
       tasks: task_index -> text.
       lengths: int64 [E], steps of each episode; episode e has the episode_index e.
       splits: name -> int64 [episodes].
+      facts: name -> E values: one number, text or None each, that the list of episodes in meta/
+        says beside what is above; `task` is the first of an episode's tasks.
       begins: video key -> float64 [E], where the episode begins in its video file (s).
       metadata: what our own writer adds, a row per episode; None = somebody else wrote it.
       standardizer: the spec of the one that reads such data.
@@ -63,6 +68,7 @@ class Folder:
     tasks: Mapping[int, str]
     lengths: np.ndarray
     splits: Mapping[str, np.ndarray]
+    facts: Mapping[str, Sequence]
     begins: Mapping[str, np.ndarray]
     metadata: pa.Table | None
     standardizer: Mapping | None
@@ -133,7 +139,7 @@ def open_folder(path: _files.Path) -> Folder:
     features = _features(file, info)
     videos = [key for key, f in features.items() if f.kind in ("video", "depth")]
     read = _episodes_v3 if version == "v3.0" else _episodes_v2
-    lengths, places, begins = read(path, info, videos)
+    lengths, places, begins, rows = read(path, info, videos)
     templates = {
         k: _of(file, info, k, str) for k in ("data_path", *(["video_path"] * bool(videos)))
     }
@@ -147,6 +153,7 @@ def open_folder(path: _files.Path) -> Folder:
         tasks=_tasks(path, version),
         lengths=lengths,
         splits=_splits(file, info, len(lengths)),
+        facts=_facts(rows),
         begins=begins,
         metadata=metadata,
         standardizer=standardizer,
@@ -194,7 +201,11 @@ def _episodes_v3(path: str, info: Mapping, videos: list[str]):
     files = [_files.join(c, n) for c in chunks for n in _files.names(c) if n.endswith(".parquet")]
     if not files:
         raise plugin.UserError(f"{where}: no parquet file; copy the data set again")
-    table = pa.concat_tables([read_parquet(file, columns) for file in files])
+    tables = [_listed(file, columns) for file in files]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise plugin.UserError(f"{where}: its files do not fit together ({error})") from error
     for name in columns:
         if table[name].null_count:
             row = table[name].is_null().index(True).as_py()
@@ -207,15 +218,37 @@ def _episodes_v3(path: str, info: Mapping, videos: list[str]):
 
     places = {"": place("data"), **{key: place(f"videos/{key}") for key in videos}}
     begins = {key: found[f"videos/{key}/from_timestamp"][order] for key in videos}
-    return found["length"][order], places, begins
+    rows = table.select(["episode_index", *(n for n in table.column_names if n not in columns)])
+    return found["length"][order], places, begins, rows.take(order).to_pylist()
+
+
+def _listed(file: str, columns: list[str]) -> pa.Table:
+    """Those columns, and the ones that may be facts (the statistics are most of such a file)."""
+    with open_parquet(file) as opened:
+        present = opened.schema_arrow.names
+    more = [name for name in present if not name.startswith(OWN) and name not in columns]
+    return read_parquet(file, columns + more)
 
 
 def _episodes_v2(path: str, info: Mapping, videos: list[str]):
     file = _files.join(path, "meta", "episodes.jsonl")
-    rows = _lines(file, ("episode_index", "length"))
+    rows = _lines(file, ("episode_index", "length"), whole=True)
     order = _order(file, info, np.asarray([row["episode_index"] for row in rows], np.int64))
     lengths = np.asarray([row["length"] for row in rows], np.int64)[order]
-    return lengths, {}, {key: np.zeros(len(lengths)) for key in videos}
+    begins = {key: np.zeros(len(lengths)) for key in videos}
+    return lengths, {}, begins, [rows[i] for i in order]
+
+
+def _facts(rows: list[dict]) -> dict[str, list]:
+    """See Folder.facts; `rows` say what meta/ does, episode by episode."""
+    told = [dict(row) for row in rows]
+    for row in told:
+        tasks = row.pop("tasks", None)
+        if isinstance(tasks, list) and tasks:
+            row["task"] = tasks[0]
+    names = dict.fromkeys(n for row in told for n in row if not n.startswith(OWN))
+    found = {name: [row.get(name) for row in told] for name in names if name != "episode_index"}
+    return {n: values for n, values in found.items() if all(isinstance(v, FACTS) for v in values)}
 
 
 def _order(where, info: Mapping, numbers: np.ndarray) -> np.ndarray:
@@ -321,14 +354,15 @@ def _json(file: str) -> dict:
     return found
 
 
-def _lines(file: str, keys: tuple[str, ...]) -> list[dict]:
+def _lines(file: str, keys: tuple[str, ...], whole: bool = False) -> list[dict]:
+    """A JSON lines file's rows: those keys, which all must have, or the `whole` of them."""
     rows = []
     for number, line in enumerate(_files.read(file).decode("utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            rows.append({key: row[key] for key in keys})
+            rows.append({**(row if whole else {}), **{key: row[key] for key in keys}})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise plugin.UserError(
                 f"{file}: line {number} is no JSON with {keys} ({error!r}); copy it again"

@@ -23,7 +23,7 @@ class Raw:
 
     def __init__(self, folder: Folder, chosen: np.ndarray):
         self._folder, self._chosen = folder, chosen
-        self.kind, self.name = f"LeRobot {folder.version}", folder.name
+        self.kind, self.name, self.fps = f"LeRobot {folder.version}", folder.name, folder.fps
         self.splits = {name: len(part) for name, part in folder.splits.items()}
         self.fields = {
             name: dict(kind=KINDS.get(f.kind, f.kind), shape=f.shape, dtype=f.dtype)

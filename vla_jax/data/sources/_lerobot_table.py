@@ -157,8 +157,11 @@ def _row(
         if name.startswith(CAMERA)
     }
     said = {name: value for name, value in said.items() if not name.startswith(CAMERA)}
+    facts = {name: values[number] for name, values in folder.facts.items()}
     episode = dataclasses.replace(
-        episode, cameras=episode.cameras or cameras, metadata=episode.metadata or said
+        episode,
+        cameras=episode.cameras or cameras,
+        metadata={**facts, **said, **episode.metadata},
     )
     frames = {}
     for view, name in views.items():

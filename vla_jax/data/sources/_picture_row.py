@@ -27,13 +27,14 @@ class Reading:
     Attributes:
       view: the view that the picture stands for.
       targets: those of the stream; what a source knows nothing about comes masked out.
-      regions: K of the masked-out region targets: as many as the stream's other sources have.
+      regions: K of the region targets: as many as the stream's other sources have.
       cut: shorten texts that are longer than the stream's max_tokens instead of raising.
       crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
       holdout: share of the pictures, by a hash of their names, that is held out of training.
       bad_samples: "error", or "skip": a sample that cannot be read gives way to the next one, and
         is counted (see Mixture.sample).
-      index_dir: where the files' indices are kept, so that only the first start scans them.
+      index_dir: where the files' indices are kept, so that only the first start scans them; those
+        beside the files (`vla data index`) are found without.
     """
 
     view: str = "primary"

@@ -27,6 +27,24 @@ PLACE = re.compile(
     rf"\[({_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER})\]|[\[(]({_NUMBER},{_NUMBER})[\])]"
 )
 
+_MARKS = " \t\n.,;:()[]<>\"'"
+_JOINT = re.compile(r"^(?:and\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
+
+
+def name(words: str) -> str:
+    """Words as names are compared: lower case, without article, joints and full stop."""
+    bare = _JOINT.sub("", words.strip(_MARKS)).replace("_", " ")
+    return " ".join(bare.lower().split())
+
+
+def named(text: str) -> list[tuple[tuple[float, ...], str]]:
+    """The places in a text, each with the `name` right before it: "a cat [0, 0, 0.5, 0.5]"."""
+    pairs, end = [], 0
+    for match in PLACE.finditer(text):
+        pairs.append((_numbers(match), name(text[end : match.start()])))
+        end = match.end()
+    return pairs
+
 
 def found(text: str) -> list[tuple[float, ...]]:
     """The boxes (4 numbers) and points (2) in a text, in order."""

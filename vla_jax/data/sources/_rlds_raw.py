@@ -82,6 +82,19 @@ class Raw:
             for name, value in sorted(columns.items())
         }
 
+    def encoded(self, index: int, name: str) -> list[bytes]:
+        """The pictures of a step field in the bytes that were stored, b"" where there is none.
+
+        Raises UserError as `episode` does, and where a step has several of them.
+        """
+        path, number = self._places[index]
+        where = f"{path}: record {number}"
+        data = self._record(path, number)
+        spans = _rlds_folder.decode(self.folder, [name], data, where)[name]
+        if spans.offsets.ndim != 1:
+            raise plugin.UserError(f"{where}: {name}: several pictures at a step")
+        return spans.read(data)
+
     def _array(self, name: str, value, data: bytes, where: str, steps) -> np.ndarray:
         if not isinstance(value, _example.Spans):
             return np.asarray(value)

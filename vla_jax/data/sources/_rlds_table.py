@@ -32,6 +32,7 @@ CODE = ("data.episodes", "data.mapped", "data.standardizers", "data.sources._rld
         "data.sources._rlds_record", "data.sources._rlds_folder", "data.sources._example",
         "data.sources._index", "codecs")  # fmt: skip
 BAD_SAMPLES = ("error", "skip")
+METADATA = "episode_metadata/"
 
 
 def open_table(
@@ -168,15 +169,18 @@ def _standardized(
                 f"{where}: {name} (view {view}) is {feature}, expected an RGB image per step"
             )
     wanted = sorted(set(columns) | set(views.values()))
+    said = [f.name for f in folder.features.values() if _says(f)]
     numbers = {shard.path: i for i, shard in enumerate(shards)}
     rows, places, skipped = [], {}, []
     for piece in pieces:
         shard = numbers[piece.path]
-        reading = _Shard(folder, shards[shard], wanted)
+        reading = _Shard(folder, shards[shard], wanted, said)
         for number in range(piece.first, piece.last):
             try:
                 found, length, at = reading.episode(number)
                 episode = standardizer.episode(found, length, at)
+                facts = {n.removeprefix(METADATA): found[n] for n in said if n in found}
+                episode = dataclasses.replace(episode, metadata={**facts, **episode.metadata})
                 episodes_lib.check(at, episode, rows[0][0] if rows else None)
                 if episode.id in places:
                     raise plugin.UserError(
@@ -199,6 +203,12 @@ def _standardized(
     return dataclasses.replace(table, skipped=tuple(skipped))
 
 
+def _says(feature: _rlds_record.Feature) -> bool:
+    """Whether it is one number or text about an episode, which filters may ask for."""
+    one = feature.rank == 0 and feature.shape in ((), (1,)) and feature.kind != "image"
+    return one and feature.name.startswith(METADATA)
+
+
 def _frames(episode: episodes_lib.Episode, spans: Mapping) -> dict:
     found = {}
     for view, places in spans.items():
@@ -209,12 +219,16 @@ def _frames(episode: episodes_lib.Episode, spans: Mapping) -> dict:
 
 
 class _Shard:
-    """Episodes of one shard, by its index and, for wide columns, its records."""
+    """Episodes of one shard, by its index and, for wide columns, its records.
 
-    def __init__(self, folder: Folder, shard: _index_build.Shard, wanted: Sequence[str]):
+    What is `wanted` must be there, what is `said` may be.
+    """
+
+    def __init__(self, folder: Folder, shard: _index_build.Shard, wanted, said=()):
         self.folder, self.shard, self.wanted = folder, shard, wanted
+        self.names = sorted({*wanted, *said})
         self.index = _index_build.load(folder, shard)
-        features = [folder.features[name] for name in wanted]
+        features = [folder.features[name] for name in self.names]
         self.inside = [f for f in features if self.index.holds(f)]
         self.wide = [f.name for f in features if not self.index.holds(f)]
 
@@ -225,12 +239,12 @@ class _Shard:
             _rlds_folder.check_count(path, index.count, self.shard.count)
             raise plugin.UserError(f"{path}: record {number}: there are {index.count}")
         at = f"{path}: record {number} at byte {index.offsets[number]}"
-        for fault in index.faults(number, set(self.wanted)):
+        for fault in index.faults(number, set(self.names)):
             raise plugin.UserError(fault)
         found = index.found(number, self.inside)
         if self.wide:
             found |= _rlds_folder.parse(self.folder, self.wide, self._record(number), at)
-        columns = _rlds_record.columns(self.folder.features, self.wanted, found, at)
+        columns = _rlds_record.columns(self.folder.features, self.names, found, at)
         missing = sorted(set(self.wanted) - set(columns))
         if missing:
             raise plugin.UserError(f"{at}: lacks {missing}, which features.json promises")

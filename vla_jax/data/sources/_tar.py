@@ -41,7 +41,7 @@ class Shards:
 
     def __init__(self, paths: Sequence[str], index_dir: str | None = None):
         self.paths = tuple(paths)
-        found = [_sidecar.indexed(path, KIND, _scan, index_dir) for path in self.paths]
+        found = [_sidecar.indexed(path, KIND, scan, index_dir) for path in self.paths]
         self.files = [file for file, _ in found]
         endings = [bytes(arrays["endings"]).decode().split("\n") for _, arrays in found]
         self.endings = tuple(sorted({ending for part in endings for ending in part}))
@@ -177,7 +177,7 @@ def _matching(part: str) -> list[str]:
     return [_files.join(folder, n) for n in _files.names(folder) if fnmatch.fnmatch(n, pattern)]
 
 
-def _scan(file: _files.File) -> Mapping[str, np.ndarray]:
+def scan(file: _files.File) -> Mapping[str, np.ndarray]:
     """The samples of one tar, in the order of their first members."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     length = file.stamp.size

@@ -24,7 +24,7 @@ import numpy as np
 
 from vla_jax import plugin, types
 from vla_jax.data import runs
-from vla_jax.data.sources import _picture_row, _tar
+from vla_jax.data.sources import _picture_row, _sidecar, _tar
 
 DEBUG = {}
 
@@ -185,6 +185,13 @@ def make(context, *, path: str | Sequence[str], **reading: Reading) -> ImageText
             f"{'training' if context.train else 'held-out'} part (holdout={made.holdout})"
         )
     return ImageText(context, shards, samples, made)
+
+
+def index(
+    path: str | Sequence[str], *, index_dir: str | None = None, workers: int | None = None
+) -> dict:
+    """Makes the indexes of tars (`path` as in `make`); see _sidecar.build, whose answer it is."""
+    return _sidecar.build(_tar.find(str(path), path), _tar.KIND, _tar.scan, index_dir, workers)
 
 
 def _check_pairs(shards: _tar.Shards) -> None:

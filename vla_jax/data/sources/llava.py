@@ -14,6 +14,11 @@ as fractions of the part that is shown, and the target `point` is the middle of 
 place: the one in the record's field `place`, or one of those that an answer consists of. A place
 that a crop has cut off masks its targets.
 
+All places of a sample are regions, up to K = `regions` of them: `region_point`, and, where one is
+called by a name of the stream's table, `region_name`. A place in an answer is called what stands
+right before it ("a cat [0.31, 0.40, 0.52, 0.66] and a dog [0.10, 0.22, 0.30, 0.35]"), the only one
+in a question what the answer is, one in a field what the field `names` says.
+
 Records stay in their file, and are read by byte range: in memory are places and numbers of turns.
 """
 
@@ -27,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vla_jax import plugin, types
-from vla_jax.data.sources import _files, _picture_row, _places, _sidecar, _tar
+from vla_jax.data.sources import _files, _picture_row, _places, _regions, _sidecar, _tar
 
 DEBUG = {}
 
@@ -46,7 +51,9 @@ class Reading(_picture_row.Reading):
       history: how many earlier turns of the conversation stand before the question.
       unit: what numbers in brackets mean, one of _places.UNITS; None: they are text, and a crop
         would falsify them.
-      place: a field of the record that holds a box or point; None: they stand in the answers.
+      place: a field of the record that holds a box or point, or a list of them ("objects.box": the
+        `box` of each entry of the list `objects`); None: they stand in questions and answers.
+      names: a field with the name of each of them, in the same way.
       box: "corners" (left, top, right, bottom) or "size" (left, top, width, height).
       text_only: "error" or "leave_out", for records without a picture.
     """
@@ -54,6 +61,7 @@ class Reading(_picture_row.Reading):
     history: int = 0
     unit: str | None = None
     place: str | None = None
+    names: str | None = None
     box: str = "corners"
     text_only: str = "error"
 
@@ -67,6 +75,8 @@ class Reading(_picture_row.Reading):
             raise plugin.UserError(
                 f"{where}: place={self.place!r} needs unit, what its numbers mean"
             )
+        if self.names is not None and self.place is None:
+            raise plugin.UserError(f"{where}: names={self.names!r} needs place, what they are of")
 
 
 class Llava:
@@ -79,10 +89,18 @@ class Llava:
         self._size = _picture_row.image_size(context, reading.view)
         # Unknown names raise here.
         _picture_row.blank_targets(context, reading.targets, reading.regions)
+        self._rows = {_places.name(name): row for row, name in enumerate(context.names)}
+        if reading.names is not None and "region_name" in reading.targets and not self._rows:
+            raise plugin.UserError(
+                f"{context.name}: names={reading.names!r} and the target region_name, but no head "
+                f"of stream {context.stream!r} has a table of names; add one (region_text)"
+            )
         tokenizer = getattr(context.text_tokenizer, "fingerprint", None)
         said = (self._size, reading.described(), context.train, context.max_tokens, context.window)
         digest = hashlib.sha256(repr((*said, context.resize, tokenizer, images)).encode())
         digest.update(np.ascontiguousarray(samples))
+        if "region_name" in reading.targets:
+            digest.update(repr(context.names).encode())
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -116,8 +134,10 @@ class Llava:
             try:
                 asked, told = (_places.rewritten(text, *move) for text in (said, answer))
                 place = self._place(record, answer, rng, *move)
+                regions = _regions.shown(self._called(record, said, answer), *move)
             except ValueError as error:
                 raise plugin.UserError(f"{where}: {error}") from error
+            _regions.label(regions, self._rows, targets, masks, rng)
         language, text = _picture_row.encoded(
             self.context.text_tokenizer,
             where,
@@ -149,19 +169,22 @@ class Llava:
 
     def _place(self, record: Mapping, answer: str, rng, *move) -> np.ndarray | None:
         """The place in the record's field, or one of the answer's; None: none, or cut off."""
-        field = self._reading.place
-        if field is None:
+        if self._reading.place is None:
             choices = _places.found(answer) if _places.alone(answer) else ()
             if not choices:
                 return None
             numbers = choices[int(rng.integers(len(choices)))]
         else:
-            numbers = record.get(field)
-            if isinstance(numbers, list) and len(numbers) == 1:
-                numbers = numbers[0]
-            if not _is_place(numbers):
-                raise ValueError(f"field {field!r}: got {numbers!r}, expected 2 or 4 numbers")
+            numbers, *more = _regions.given(record, self._reading.place)
+            if more:
+                return None  # which of them is not said
         return _places.seen(_places.fractions(numbers, *move[:-1]), *move[-2:])
+
+    def _called(self, record: Mapping, said: str, answer: str) -> list[_regions.Called]:
+        how = self._reading
+        if how.place is None:
+            return _regions.of_texts(said, answer)
+        return _regions.of_fields(record, how.place, how.names)
 
     def _picture(self, record: Mapping, where: str) -> np.ndarray:
         path = _files.join(self._images, _image(record))
@@ -221,6 +244,11 @@ def texts(
     context = types.SourceContext(name="texts", stream="", image_sizes={"primary": (1, 1)})
     how = dict(holdout=holdout, text_only=text_only, index_dir=index_dir)
     return make(context, path=path, images=".", **how).texts()
+
+
+def index(path: str, *, index_dir: str | None = None, workers: int | None = None) -> dict:
+    """Makes the index of a file of records; see _sidecar.build, whose answer it is."""
+    return _sidecar.build([path], KIND, _scan, index_dir, workers)
 
 
 def _scan(file: _files.File) -> Mapping[str, np.ndarray]:
@@ -319,8 +347,3 @@ def _image(record: Mapping) -> str | None:
 
 def _plain(text: str) -> str:
     return " ".join(text.replace(TAG, " ").split())
-
-
-def _is_place(numbers) -> bool:
-    flat = isinstance(numbers, list | tuple) and len(numbers) in (2, 4)
-    return flat and all(isinstance(v, int | float) for v in numbers)

@@ -10,7 +10,7 @@ import fractions
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import av
 import numpy as np
@@ -69,17 +69,17 @@ class VideoFiles:
         self._encoder, _, self._options = CODECS[codec]
         self._container, self._stream, self._frames, self._size = None, None, 0, 0
 
-    def add(self, pictures: Sequence[np.ndarray]) -> tuple[int, int, float, float]:
+    def add(self, pictures: Iterable[np.ndarray]) -> tuple[int, int, float, float]:
         """Encodes an episode's frames: (chunk_index, file_index, from, to); times in s."""
         if self._container is not None and self._size > VIDEO_MB * 2**20:
             self.close()
             self._number += 1
         chunk, file = divmod(self._number, FILES_PER_CHUNK)
-        if self._container is None:
-            name = VIDEO.format(video_key=self._key, chunk_index=chunk, file_index=file)
-            self._open(self._root / name, *pictures[0].shape[:2])
-        first = self._frames
+        first = self._frames if self._container is not None else 0
         for picture in pictures:
+            if self._container is None:
+                name = VIDEO.format(video_key=self._key, chunk_index=chunk, file_index=file)
+                self._open(self._root / name, *picture.shape[:2])
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts, frame.time_base = self._frames, 1 / self._rate
             if self._frames == first:
@@ -126,7 +126,8 @@ def steps(columns: Mapping[str, np.ndarray], images: Mapping[str, list[bytes]]) 
     arrays, kinds = {}, {}
     for name, values in columns.items():
         arrays[name] = numbers(values)
-        kind = {"dtype": values.dtype.name, "_type": "Value"}
+        dtype = "string" if values.dtype.kind == "U" else values.dtype.name
+        kind = {"dtype": dtype, "_type": "Value"}
         if values.ndim == 2:
             kind = {"feature": kind, "length": values.shape[1], "_type": "List"}
         kinds[name] = kind

@@ -46,6 +46,14 @@ class Statistics:
             found[name] = _of_levels(len(frames), levels)
         return found
 
+    def join(self, other: Statistics) -> None:
+        """Takes over what another has counted, in order."""
+        for name, parts in other._vectors.items():
+            self._vectors.setdefault(name, []).extend(parts)
+        for name, (more, levels) in other._levels.items():
+            count, total = self._levels.get(name, (0, np.zeros_like(levels)))
+            self._levels[name] = (count + more, total + levels)
+
     def total(self) -> dict:
         """Feature -> its statistics in all episodes."""
         found = {name: _of_numbers(np.concatenate(all_)) for name, all_ in self._vectors.items()}

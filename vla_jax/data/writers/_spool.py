@@ -20,6 +20,7 @@ import numpy as np
 from vla_jax.plugin import UserError
 
 REPLACED = "replaced"
+KEPT = "kept-"  # before the key of a folder that a rerun goes on from
 CHUNK = 50  # episodes of an iterable that are laid down together
 
 
@@ -30,9 +31,16 @@ class Folder:
       out: where it will be. Raises UserError when it is a file, or not empty and not `replaces`.
       name: of the data set; None = the folder's.
       replaces: whether a data set that is there already is to be taken up.
+      key: None, or of a folder that a program that was killed may have begun.
     """
 
-    def __init__(self, out: str | os.PathLike, name: str | None = None, replaces: bool = False):
+    def __init__(
+        self,
+        out: str | os.PathLike,
+        name: str | None = None,
+        replaces: bool = False,
+        key: str | None = None,
+    ):
         self.out = pathlib.Path(out).resolve()
         if replaces:
             _restore(self.out)
@@ -41,14 +49,17 @@ class Folder:
             raise UserError(
                 f"{self.out}: exists and is not empty; give another folder or remove it"
             )
-        self.name = re.sub(r"\W+", "_", (name or self.out.name).lower()).strip("_") or "episodes"
+        self.name = plain_name(name or self.out.name)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = pathlib.Path(
-            tempfile.mkdtemp(prefix=f".{self.out.name}.partial-", dir=self.out.parent)
-        )
-        self.built = self._folder / "built"
-        self.spool = self._folder / "spool"
-        self.spool.mkdir()
+        hidden = f".{self.out.name}.partial-"
+        if key is None:
+            self.folder = pathlib.Path(tempfile.mkdtemp(prefix=hidden, dir=self.out.parent))
+        else:
+            self.folder = self.out.parent / f"{hidden}{KEPT}{key}"
+            self.folder.mkdir(exist_ok=True)
+        self.built = self.folder / "built"
+        self.spool = self.folder / "spool"
+        self.spool.mkdir(exist_ok=True)
 
     def __enter__(self):
         """Itself."""
@@ -56,7 +67,7 @@ class Folder:
 
     def __exit__(self, *error) -> None:
         """Removes what is not part of the finished data set."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def publish(self) -> None:
         """Moves `built` to `out`, where it is seen whole or not at all."""
@@ -64,7 +75,7 @@ class Folder:
             if path.is_file():
                 _flush(path)
         self.built.chmod(0o755)
-        replaced = self._folder / REPLACED
+        replaced = self.folder / REPLACED
         if self.old:
             self.out.rename(replaced)
         elif self.out.exists():
@@ -76,6 +87,11 @@ class Folder:
                 replaced.rename(self.out)
             raise
         _flush(self.out.parent)
+
+
+def plain_name(name: str) -> str:
+    """As an identifier may be."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_") or "episodes"
 
 
 def lay(folder: str | os.PathLike, index: int, episodes: list[Mapping]) -> None:

@@ -124,7 +124,7 @@ class _Build:
         self._views = sorted(first["images"])
         self._tasks: dict[str, int] = {}
         self._statistics = _lerobot_stats.Statistics()
-        self._rows, self._metadata, self._row = [], [], _row(first)
+        self._rows, self._metadata, self._row = [], [], row_of(first)
         self._unmeasured: list[tuple[dict, dict]] = []  # rows and columns of episodes in videos
         self.added, self._episodes, self._frames, self._info = 0, 0, 0, {}
         if previous is not None:
@@ -330,7 +330,7 @@ def _form(episode: Mapping) -> dict:
     return shapes | {v: images.decode(p[0]).shape for v, p in episode["images"].items()}
 
 
-def _row(episode: Mapping) -> dict | None:
+def row_of(episode: Mapping) -> dict | None:
     """The standardizer that reads these episodes back, where their metadata name the robot."""
     metadata = episode["metadata"]
     if "embodiment" not in metadata or "action_space" not in metadata:

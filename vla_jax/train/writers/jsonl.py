@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from collections.abc import Mapping
+
+from vla_jax import storage
+
+FILE = "metrics.jsonl"
 
 
 class Writer:
     """Appends a line per call; a resumed run goes on in the same file."""
 
     def __init__(self, workdir: str):
-        path = pathlib.Path(workdir)
-        path.mkdir(parents=True, exist_ok=True)
-        self._file = (path / "metrics.jsonl").open("a")
+        self._file = storage.Appending(storage.join(workdir, FILE))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line {"step": …, name: number, …}; a number that is not finite is written as null."""
         finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.write((json.dumps({"step": step, **finite}) + "\n").encode())
         self._file.flush()
 
     def close(self) -> None:
@@ -34,8 +35,8 @@ def make(workdir: str) -> Writer:
 
 def read(workdir: str) -> list[dict]:
     """The lines written so far, as dicts; where a run was resumed, a step's last lines win."""
-    rows, lines = [], (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    for line in lines:
+    rows: list[dict] = []
+    for line in storage.read(storage.join(workdir, FILE)).decode().splitlines():
         row = json.loads(line)
         same_step = []
         while rows and rows[-1]["step"] >= row["step"]:

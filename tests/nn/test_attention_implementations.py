@@ -1,0 +1,163 @@
+"""Every implementation of attention against one plain reference: values, gradients, padding."""
+
+from unittest import mock
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vla_jax import plugin
+from vla_jax.nn import attention, layout, trunk, visibility
+
+MADE = ("xla", "chunked", "structured")
+OCTO = (
+    layout.Layout.make(
+        [layout.Group("language", 3), layout.Group("image", 5, 2), layout.Group("readout", 1, 2)], 2
+    ),
+    (("readout", "readout", "now"), ("*", "readout", "never"), ("*", "*", "past_or_now")),
+)
+# Four timesteps that see the task and themselves: what lies between is left out.
+APART = (
+    layout.Layout.make([layout.Group("language", 2), layout.Group("image", 6, 4)], 4),
+    (("language", "image", "never"), ("*", "language", "all"), ("*", "*", "now")),
+)
+
+
+def reference(q, k, v, seen, unseeing):
+    """Softmax as it is written in textbooks, in float32; `seen` bool [B, L, S]."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    shared = q.shape[2] // k.shape[2]
+    k, v = jnp.repeat(k, shared, axis=2), jnp.repeat(v, shared, axis=2)
+    scores = jnp.einsum("blnh,bsnh->bnls", q, k) / np.sqrt(q.shape[-1])
+    some = seen.any(-1)[:, None, :, None]
+    scores = jnp.where(seen[:, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(jnp.where(some, scores, 0.0), axis=-1)  # of nothing seen: the mean
+    if unseeing == "zeros":
+        weights = jnp.where(some, weights, 0.0)
+    return jnp.einsum("bnls,bsnh->blnh", weights, v)
+
+
+def compare(rows, rules, *, kv_heads=2, dtype=jnp.float32, unseeing="zeros", seed=0):
+    """Asserts that values and gradients of all implementations are the reference's."""
+    rng = np.random.default_rng(seed)
+    shapes = [(2, rows.length, n, 4) for n in (2, kv_heads, kv_heads)]
+    q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    valid = rng.random((2, rows.length)) < 0.7
+    valid[1] = False  # a row without any key
+    seen = visibility.mask(rows, rules)[None] & valid[:, None]
+    goal = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
+
+    @jax.jit
+    def all_(q, k, v):
+        def gradients(run):
+            def loss(q, k, v):
+                out = run(q, k, v)
+                return jnp.sum(jnp.sin(out.astype(jnp.float32)) * goal), out
+
+            return jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+        def made(name):
+            return lambda q, k, v: attention.attention(
+                q, k, v, rows, rules, jnp.asarray(valid), None, unseeing, name
+            )
+
+        plain = gradients(lambda q, k, v: reference(q, k, v, jnp.asarray(seen), unseeing))
+        return plain, {name: gradients(made(name)) for name in MADE}
+
+    plain, found = all_(q, k, v)
+    tolerance = 2e-5 if dtype == jnp.float32 else 0.06
+    for name, each in found.items():
+        assert each[1].dtype == dtype
+        for a, b in zip(jax.tree.leaves(each), jax.tree.leaves(plain), strict=True):
+            a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+            np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance, err_msg=name)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks():
+    with mock.patch.multiple(attention, BLOCK=4, GAP=2):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows, rules", [OCTO, APART], ids=["octo", "apart"])
+def test_all_equal_the_reference(rows, rules, dtype):
+    compare(rows, rules, dtype=dtype)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_unseeing_queries_may_take_the_mean(kv_heads):
+    compare(*OCTO, kv_heads=kv_heads, unseeing="mean")
+
+
+@st.composite
+def layouts(draw):
+    window = draw(st.integers(1, 3))
+    sizes = draw(st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=3))
+    groups = [
+        layout.Group(f"g{i}", tokens, window if timed else 0)
+        for i, (tokens, timed) in enumerate(sizes)
+    ]
+    names = [group.name for group in groups]
+    pairs = st.tuples(st.sampled_from(names), st.sampled_from(names))
+    rules = [(*pair, draw(st.sampled_from(visibility.NAMES))) for pair in draw(st.lists(pairs))]
+    last = ("*", "*", draw(st.sampled_from(visibility.NAMES)))
+    return layout.Layout.make(groups, window), (*rules, last)
+
+
+@hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
+@hypothesis.given(layouts(), st.sampled_from([1, 2]), st.sampled_from(["zeros", "mean"]))
+def test_any_layout_and_rules(made, kv_heads, unseeing):
+    compare(*made, kv_heads=kv_heads, unseeing=unseeing)
+
+
+@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.given(layouts(), st.integers(1, 8), st.integers(1, 5))
+def test_no_block_leaves_out_what_is_seen(made, block, gap):
+    """Every query stands in one block, and all that it may see stands in the block's spans."""
+    rows, rules = made
+    seen = visibility.mask(rows, rules)
+    with mock.patch.multiple(attention, BLOCK=block, GAP=gap):
+        blocks = attention._blocks(seen, rows.time, whole=False)
+    assert [first for first, *_ in blocks] == [0, *(last for _, last, _ in blocks[:-1])]
+    assert blocks[-1][1] == rows.length and all(b - a <= block for a, b, _ in blocks)
+    for first, last, spans in blocks:
+        taken = np.zeros(rows.length, bool)
+        for near, far in spans:
+            assert not taken[near:far].any()
+            taken[near:far] = True
+        assert not (seen[first:last] & ~taken).any()
+
+
+def test_structured_does_less_than_chunked():
+    rows, rules = APART
+    x = jnp.zeros((1, rows.length, 2, 4))
+    valid = jnp.ones((1, rows.length), bool)
+    counted = {
+        name: jax.jit(
+            lambda x, name=name: attention.attention(
+                x, x, x, rows, rules, valid, implementation=name
+            )
+        )
+        .lower(x)
+        .cost_analysis()["flops"]
+        for name in MADE
+    }
+    assert counted["structured"] < 0.6 * counted["chunked"]
+
+
+def test_a_trunk_chooses_by_name():
+    rows, rules = OCTO
+    x = {"trunk": jnp.ones((1, rows.length, 8))}
+    valid = jnp.ones((1, rows.length), bool)
+
+    def shape(name):
+        net = trunk.Trunk(width=8, depth=1, heads=2, mlp=8, rules=rules, attention=name)
+        return jax.eval_shape(lambda: net.init(jax.random.key(0), x, rows, valid))
+
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, shape("xla"), shape("auto")))
+    with pytest.raises(plugin.UserError, match="did you mean 'chunked'"):
+        shape("chunk")

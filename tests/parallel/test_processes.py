@@ -1,0 +1,105 @@
+"""Two processes that compile for different times begin a program's first run together."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Process 1 compiles what runs on all devices DELAY seconds longer. Whoever has run it says when its
+# own compilation had ended, and when the run had.
+PROGRAM = """
+import functools, json, os, pathlib, sys, time
+delay, waits, file = float(sys.argv[1]), sys.argv[2] == "waits", sys.argv[3]
+import jax, jax.numpy as jnp, numpy as np
+from jax._src import compiler
+from vla_jax.parallel import mesh as meshes, processes
+processes.initialize()
+real, ended = compiler.compile_or_get_cached, []
+@functools.wraps(real)
+def late(*arguments, **named):
+    compiled = real(*arguments, **named)
+    if jax.process_index() == 1:
+        time.sleep(delay)
+    ended.append(time.monotonic())
+    return compiled
+mesh = meshes.make(dict(data=2))
+rows = jax.make_array_from_callback(
+    (2, 3), jax.NamedSharding(mesh, jax.P("data")), lambda index: np.ones((2, 3), np.float32)[index]
+)
+compiler.compile_or_get_cached = late
+program = jax.jit(jnp.sum, out_shardings=jax.NamedSharding(mesh, jax.P()))
+if waits:
+    program = processes.beginning_together(program, "the sum")
+found = {}
+try:
+    found["sum"] = float(program(rows).addressable_data(0))
+    found |= dict(run=time.monotonic(), compiled=ended[-1])
+    found["again"] = float(program(rows).addressable_data(0))
+    found["compilations"] = len(ended)
+    if waits:
+        delay, processes.PATIENCE = 12.0, 1000
+        processes.beginning_together(jax.jit(jnp.max), "the greatest")(rows)
+except Exception as error:
+    found["error"] = f"{type(error).__name__}: {error}"
+files = [pathlib.Path(f"{file}-{number}") for number in range(2)]
+part = pathlib.Path(f"{file}.part-{jax.process_index()}")
+part.write_text(json.dumps(found))
+part.rename(files[jax.process_index()])
+limit = time.monotonic() + 100
+while not all(path.exists() for path in files) and time.monotonic() < limit:
+    time.sleep(0.1)
+os._exit(0)
+"""
+
+
+def two(tmp_path, delay: float, waits: bool = True) -> list[dict]:
+    """What each of the two processes has found."""
+    file = tmp_path / f"found-{waits}"
+    command = [sys.executable, str(PROJECT / "launch/local.py"), "--processes", "2", "--"]
+    words = [str(delay), "waits" if waits else "hurries", str(file)]
+    command += [sys.executable, "-c", PROGRAM, *words]
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    started = subprocess.Popen(command, env=environment, start_new_session=True, **pipe)
+    try:
+        said, _ = started.communicate(timeout=delay + 200)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    files = [pathlib.Path(f"{file}-{number}") for number in range(2)]
+    assert all(path.exists() for path in files), said
+    return [json.loads(path.read_text()) for path in files]
+
+
+def check(found: list[dict]) -> None:
+    assert [one.get("sum") for one in found] == [6.0, 6.0], found
+    assert [one["again"] for one in found] == [6.0, 6.0]
+    assert [one["compilations"] for one in found] == [1, 1]  # the wait compiles nothing twice
+    # One clock on this machine: nobody had run it before both had compiled it.
+    assert min(one["run"] for one in found) > max(one["compiled"] for one in found)
+
+
+@pytest.mark.mesh
+@pytest.mark.timeout(300)
+def test_the_first_run_waits_and_names_who_does_not_come(tmp_path):
+    found = two(tmp_path, 4.0)
+    check(found)
+    assert found[1]["compiled"] - found[0]["compiled"] > 2.0
+    for one in found:
+        assert one["error"].startswith("TimeoutError: the greatest: within 1 s these have not come")
+        assert "process 1" in one["error"] and "process 0" not in one["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compilation_longer_than_gloo_waits(tmp_path):
+    hurried = two(tmp_path, 40.0, waits=False)
+    assert "Gloo" in hurried[0]["error"]  # what happens without the wait: else this shows nothing
+    check(two(tmp_path, 40.0))

@@ -1,0 +1,68 @@
+"""A bucket on this machine: gcp-storage-emulator, with GCS's preconditions, which it lacks."""
+
+import contextlib
+import http.server
+import os
+import threading
+from functools import partial
+
+NAME = "gs://bucket"
+# What gcsfs, google-cloud-storage and TensorStore are told of an emulator.
+SETTINGS = {
+    "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+}
+
+
+@contextlib.contextmanager
+def emulated():
+    """The emulator's storage, with an empty bucket, and the environment that leads there."""
+    from gcp_storage_emulator import server
+    from gcp_storage_emulator.handlers import buckets
+    from gcp_storage_emulator.storage import Storage
+
+    class Refused(Exception):
+        pass
+
+    class Strict(Storage):
+        """An object is written only over the generation that the request names (0: none)."""
+
+        wanted = None
+
+        def create_file(self, bucket_name, file_name, content, file_obj, file_id=None):
+            there = self.objects.get(bucket_name, {}).get(file_name, {"generation": "0"})
+            if self.wanted not in (None, there["generation"]):
+                raise Refused
+            super().create_file(bucket_name, file_name, content, file_obj, file_id)
+
+    class Handler(server.RequestHandler):
+        def do_POST(self):
+            asked = server.Request(self, "POST").query
+            self.storage.wanted = asked.get("ifGenerationMatch", [None])[0]
+            try:
+                super().do_POST()
+            except Refused:
+                self.send_error(412)
+
+        def handle(self):
+            with contextlib.suppress(ConnectionError):  # a client that has read enough
+                super().handle()
+
+    storage = Strict(use_memory_fs=True)
+    buckets.create_bucket(NAME.removeprefix("gs://"), storage)
+    # One thread: a precondition and its upload are one, as in GCS.
+    running = http.server.HTTPServer(("127.0.0.1", 0), partial(Handler, storage))
+    url = f"http://127.0.0.1:{running.server_address[1]}"
+    leads = SETTINGS | {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
+    before = {name: os.environ.get(name) for name in leads}
+    os.environ.update(leads)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield storage
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

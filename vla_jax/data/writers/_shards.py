@@ -1,0 +1,119 @@
+"""What conversions share: the job, the source as a worker opens it, its pictures one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from vla_jax import plugin
+from vla_jax.data import images, recordings, standardized
+
+HELD = 2**28  # bytes of decoded pictures in memory at a time, about
+STEPS = "steps/"
+EPISODE_ID = recordings.ID
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is converted, and to what; see convert.convert."""
+
+    path: str
+    to: str
+    name: str
+    standardizer: str | None = None
+    without: tuple[str, ...] = ()
+    resize: tuple[int, int] | None = None
+    method: str = "area"
+    pictures: str | None = None
+    task: str | None = None
+    control_hz: float | None = None
+    bad_episodes: str = "error"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The episodes [first, last) of a split: what one worker writes at a time."""
+
+    number: int
+    split: str
+    first: int
+    last: int
+
+
+@functools.lru_cache(maxsize=8)
+def source(job: Job, split: str | None) -> recordings.Raw:
+    """The episodes of a split as recorded, or as the job's standardizer has them."""
+    if job.standardizer is None:
+        return recordings.raw(job.path, split)
+    return standardized.Standardized(job.path, split, job.standardizer)
+
+
+def chosen(job: Job, raw: recordings.Raw) -> dict[str, Mapping]:
+    """The fields that are written; UserError for a `without` that the source does not have."""
+    for name in job.without:
+        if name not in raw.fields:
+            raise plugin.UserError(plugin.unknown(f"{job.path}: --without", name, raw.fields))
+    return {name: field for name, field in raw.fields.items() if name not in job.without}
+
+
+def pictured(field: Mapping) -> bool:
+    """Whether a field holds pictures."""
+    return field["kind"] in ("image", "video")
+
+
+def of_steps(raw: recordings.Raw, name: str) -> bool:
+    """Whether a field has a value at each step."""
+    return name in recordings.step_fields(raw)
+
+
+def first(job: Job, raw: recordings.Raw, names: list[str]) -> tuple[int, dict]:
+    """(number, columns `names`) of the first episode that can be read; UserError without one."""
+    for index in range(len(raw)):
+        try:
+            return index, raw.episode(index, names, [0])
+        except plugin.UserError:
+            if job.bad_episodes == "error":
+                raise
+    raise plugin.UserError(f"{job.path}: {len(raw)} episodes, none that can be read")
+
+
+def refuse(job: Job, name: str, what: str) -> plugin.UserError:
+    """A field that the format has no place for."""
+    return plugin.UserError(f"{job.path}: {name}: {what}; leave it out by --without {name}")
+
+
+def films(job: Job, raw: recordings.Raw, index: int, name: str, length: int) -> Iterator:
+    """The `length` pictures of an episode, decoded and resized; few are in memory at a time."""
+    shape = raw.fields[name]["shape"]
+    sides = [side for side in shape if side > 0]
+    size = int(np.prod(sides)) if len(sides) == 3 else 3 * 2**20
+    held = max(1, HELD // size)
+    for begin in range(0, length, held):
+        steps = range(begin, min(begin + held, length))
+        for image in raw.episode(index, [name], steps)[name]:
+            yield image if job.resize is None else images.resize(image, job.resize, job.method)
+
+
+def link(made: pathlib.Path, target: pathlib.Path) -> None:
+    """The file under another name; what was made stays, so that a rerun finds it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(made, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(made, target)
+
+
+def settle(temporary: pathlib.Path, target: pathlib.Path) -> None:
+    """Gives a written file its name once its bytes are on the disk."""
+    number = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+    temporary.rename(target)

@@ -100,7 +100,8 @@ def costs(
     where = sources(program)
     seconds: collections.Counter[str] = collections.Counter()
     times: collections.Counter[str] = collections.Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+    profile = jax.profiler.ProfileData.from_file(str(file))  # kept: its planes do not keep it
+    for plane in profile.planes:
         lines = list(plane.lines)
         lines = [line for line in lines if line.name == "XLA Ops"] or lines
         for line in lines:

@@ -16,6 +16,7 @@ import pathlib
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -100,7 +101,7 @@ def costs(
     where = sources(program)
     seconds: collections.Counter[str] = collections.Counter()
     times: collections.Counter[str] = collections.Counter()
-    profile = jax.profiler.ProfileData.from_file(str(file))  # kept: its planes do not keep it
+    profile = jax.profiler.ProfileData.from_file(str(file))
     for plane in profile.planes:
         lines = list(plane.lines)
         lines = [line for line in lines if line.name == "XLA Ops"] or lines
@@ -217,7 +218,9 @@ def _operations(line: Any) -> list[tuple[float, float, str]]:
     """(start, end, instruction) in ns of a line's events that are XLA's operations."""
     found = []
     for event in line.events:
-        stats = dict(event.stats)
+        with warnings.catch_warnings():  # Python 3.12 warns of jaxlib's types; as an error it aborts
+            warnings.simplefilter("ignore", DeprecationWarning)
+            stats = dict(event.stats)
         name = stats["hlo_op"] if "hlo_op" in stats else None
         if name is None and line.name == "XLA Ops":  # TPU: the whole line of the program
             name = event.name.partition(" = ")[0].lstrip("%")

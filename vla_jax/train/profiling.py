@@ -218,7 +218,7 @@ def _operations(line: Any) -> list[tuple[float, float, str]]:
     """(start, end, instruction) in ns of a line's events that are XLA's operations."""
     found = []
     for event in line.events:
-        with warnings.catch_warnings():  # Python 3.12 warns of jaxlib's types; as an error it aborts
+        with warnings.catch_warnings():  # on Python 3.12, of jaxlib's types
             warnings.simplefilter("ignore", DeprecationWarning)
             stats = dict(event.stats)
         name = stats["hlo_op"] if "hlo_op" in stats else None

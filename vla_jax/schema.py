@@ -82,7 +82,7 @@ class OptimizerConfig:
     Rows of `groups` multiply `lr` and `weight_decay` per parameter, or per layer of a stacked one.
     """
 
-    type: Literal["adamw", "adafactor"] = "adamw"
+    type: Literal["adamw", "adafactor", "muon"] = "adamw"
     lr: float = 3e-4
     schedule: Literal["cosine", "rsqrt", "wsd", "piecewise", "constant"] = "cosine"
     warmup: int = 0  # train_steps of linear warm-up
@@ -102,6 +102,13 @@ class OptimizerConfig:
         (r".*/(bias|scale)", {"weight_decay": 0.0}),
         (r".*", {}),
     )  # (regex, {"lr": PerLayer, "weight_decay": PerLayer}): factors, default 1
+    momentum: float = 0.95  # muon: of the matrices; b1, b2 and eps are those of the rest
+    muon: tuple[Row, ...] = (
+        (r"params/trunk/layers/.*/(query|key|value)/kernel", {"inputs": (1,), "outputs": (2, 3)}),
+        (r"params/trunk/layers/.*/mlp/.*/kernel", {"inputs": (1,), "outputs": (2,)}),
+        (r"params/trunk/layers/.*/out/kernel", {"inputs": (1, 2), "outputs": (3,)}),
+        (r".*", None),
+    )  # (regex, the axes of a matrix, or None: AdamW); other axes, like the layers', count them
     ema: float | None = None  # decay of the moving average of the trained parameters
     accumulation: int = 1  # microbatches of one train_step
 

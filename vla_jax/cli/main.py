@@ -35,6 +35,7 @@ VERBS = {
     "data text-tokenizer": ("text_tokenizer", "trains the SentencePiece model of a config's texts"),
     "import": ("import_checkpoint", "turns another project's checkpoint (Octo's) into one of ours"),
     "plan": ("plan", "says what a config needs on chips that are not there, and whether it fits"),
+    "profile": ("profile", "traces train_steps of a config and says what took the time"),
     "report": ("report", "builds the self-contained HTML report and the JSON of a run"),
     "smoke": ("smoke", "shrinks a config, trains 2 + 2 steps on one device and on a fake mesh"),
 }

@@ -1,4 +1,4 @@
-"""AdamW or Adafactor with a schedule, and a first-match table of factors per parameter or layer."""
+"""AdamW, Adafactor or Muon with a schedule, and a first-match table of factors per parameter."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import optax
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
+from vla_jax.train import muon
 
 FACTORS = ("lr", "weight_decay")
 AVERAGED = 100  # gradients that the average norm, against which a spike is judged, goes back
@@ -57,8 +58,8 @@ def make(
 
     Adafactor (Shazeer & Stern 2018) is used as in big_vision (Zhai et al. 2022): the second moment
     of large matrices is factored, momentum is kept in bfloat16, the step is not scaled by the
-    parameter's size. UserError for a row of `config.groups` that matches no parameter, an unknown
-    factor, or values per layer that do not fit the leading axis.
+    parameter's size. Muon: train/muon.py. UserError for a row of `config.groups` that matches no
+    parameter, an unknown factor, or values per layer that do not fit the leading axis.
     """
     trees.check_rows("config.optimizer.groups", _typed_by_user(config), variables)
     shapes = dict(trees.items(variables))
@@ -84,7 +85,7 @@ def make(
 
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     last = optax.GradientTransformation(init, update)
-    chain = optax.chain(clip, *_moments(config), last)
+    chain = optax.chain(clip, *_moments(config, variables), last)
     return chain if config.skip is None else skipping(chain, config.skip)
 
 
@@ -139,7 +140,11 @@ def average(ema: Any, trained: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, trained)
 
 
-def _moments(config: config_lib.OptimizerConfig) -> tuple[optax.GradientTransformation, ...]:
+def _moments(
+    config: config_lib.OptimizerConfig, variables: Mapping[str, Any]
+) -> tuple[optax.GradientTransformation, ...]:
+    if config.type == "muon":
+        return (muon.make(config, variables),)
     if config.type == "adamw":
         return (optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),)
     factored = optax.scale_by_factored_rms(decay_rate=FACTORED_DECAY)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data import conftest as tiny
-from tests.data.sources import lerobot_sets
+from tests.data.sources import hdf5_files, lerobot_sets
 from tests.data.sources import test_image_text as pictures
 from vla_jax import plugin, types
 from vla_jax.codecs import text_tokenizer
@@ -31,6 +31,7 @@ def write(root) -> None:
     """The smallest data that the sources can read, below `root`."""
     tiny.write_folder(root / "arm_data" / "1.0.0", [tiny.episode(i) for i in range(4)])
     lerobot_sets.write_v21(root / "lerobot")
+    hdf5_files.write_libero(root / "demo.hdf5", 4)
     members = {}
     for i in range(12):
         members[f"{i}.png"], members[f"{i}.txt"] = pictures.png((20 * i, 0, 0)), b"a red square"
@@ -51,6 +52,12 @@ def given(name: str, root) -> dict:
     """What a source cannot do without; a new file of data/sources/ needs a line here."""
     return {
         "collage": dict(archives=("twemoji",)),
+        "hdf5": dict(
+            path=f"{root}/demo.hdf5",
+            standardizer=hdf5_files.STANDARDIZER,
+            holdout=0.5,
+            augment=dict(color=0.2),
+        ),
         "llava": dict(path=f"{root}/asked.json", images=str(root), holdout=0.5, unit="fraction"),
         "image_text": dict(path=f"{root}/pictures.tar", holdout=0.5),
         "lerobot": dict(

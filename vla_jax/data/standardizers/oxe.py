@@ -108,6 +108,13 @@ ALOHA_VIEWS = {
     "left_wrist": "observation/cam_left_wrist",
     "right_wrist": "observation/cam_right_wrist",
 }
+OSC_HDF5 = ("actions[:6]", "actions[-1] | clip01 | invert")
+ALOHA_HDF5 = dict(
+    embodiment="aloha", proprio={"arms": "observations/qpos"}, language=None, stride=5
+)
+ALOHA_HDF5_VIEWS = {
+    view: name.replace("observation/", "observations/images/") for view, name in ALOHA_VIEWS.items()
+}
 WAYPOINT_STRIDE = 3
 BRIDGE_VIEWS = {"primary": "observation/image_0", "secondary": "observation/image_1"}
 REACHED = dict(
@@ -403,6 +410,39 @@ ROWS = {
     "libero_object_no_noops": LIBERO,
     "libero_goal_no_noops": LIBERO,
     "libero_10_no_noops": LIBERO,
+    # HDF5 as it is published (data/sources/hdf5.py). LIBERO's pictures stand upside down there:
+    # turned=True. robosuite's grippers command, and ALOHA's hold, as in the rows of RLDS.
+    "libero_hdf5": Row(
+        embodiment="franka",
+        action_space="franka_osc",
+        views={"primary": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"},
+        action=OSC_HDF5,
+        proprio={"ee_fingers": ("obs/ee_states", "obs/gripper_states")},
+        language="language_instruction",
+    ),
+    "robomimic_hdf5": Row(
+        embodiment="franka",
+        action_space="franka_osc",
+        views={"primary": "obs/agentview_image", "wrist": "obs/robot0_eye_in_hand_image"},
+        action=OSC_HDF5,
+        proprio={
+            "ee_fingers": (
+                "obs/robot0_eef_pos",
+                "obs/robot0_eef_quat | rotation(quat_xyzw, rotvec)",
+                "obs/robot0_gripper_qpos",
+            )
+        },
+        language=None,
+    ),
+    "aloha_hdf5": Row(
+        **ALOHA_HDF5, action_space="aloha_joints", views=ALOHA_HDF5_VIEWS, action="action"
+    ),
+    "aloha_mobile_hdf5": Row(
+        **ALOHA_HDF5,
+        action_space="aloha_joints_base",
+        views={view: name for view, name in ALOHA_HDF5_VIEWS.items() if view != "secondary"},
+        action=("action", "base_action"),
+    ),
     # The rest of Octo's table (@241fb35), and OpenVLA's additions. ------------------------------
     # Commands and a pusher without a gripper: Octo takes the closing commands as they are.
     "columbia_cairlab_pusht_real": Row(

@@ -14,6 +14,7 @@ import pytest
 from tests.data import conftest as tiny
 from tests.data.sources import hdf5_files, lerobot_sets
 from tests.data.sources import test_image_text as pictures
+from tests.data.sources import test_tfds_captions as captioned
 from vla_jax import plugin, types
 from vla_jax.codecs import text_tokenizer
 from vla_jax.data import engine
@@ -32,6 +33,7 @@ def write(root) -> None:
     tiny.write_folder(root / "arm_data" / "1.0.0", [tiny.episode(i) for i in range(4)])
     lerobot_sets.write_v21(root / "lerobot")
     hdf5_files.write_libero(root / "demo.hdf5", 4)
+    captioned.write(root / "captioned", said="a red square")
     members = {}
     for i in range(12):
         members[f"{i}.png"], members[f"{i}.txt"] = pictures.png((20 * i, 0, 0)), b"a red square"
@@ -66,6 +68,7 @@ def given(name: str, root) -> dict:
             holdout=0.5,
             augment=dict(color=0.2),
         ),
+        "tfds_captions": dict(path=f"{root}/captioned", holdout=0.5),
         "rlds": dict(path=f"{root}/arm_data", holdout=0.5, augment=dict(color=0.2)),
     }[name]
 

@@ -837,6 +837,25 @@ CASES = {
         },
         every_third_waypoint,
     ),
+    **dict.fromkeys(
+        ("berkeley_gnm_recon", "berkeley_gnm_cory_hall", "berkeley_gnm_sac_son"),
+        (
+            {
+                "action": (2,),
+                "action_angle": V3,
+                TEXT: "text",
+                "observation/image": "image",
+                "observation/position": (2,),
+                "observation/yaw": ONE,
+                "observation/state": V3,
+            },
+            lambda c: dict(  # ! Octo: zeros for height, two angles and a gripper
+                action=c["action"],
+                proprio=dict(base_pose=cat(c["observation/position"], c["observation/yaw"])),
+                language=TEXT,
+            ),
+        ),
+    ),
     "aloha_static_dataset": (aloha(14, "cam_high", "cam_low"), every_fifth),
     "aloha_dagger_dataset": (aloha(14, "cam_high", "cam_low"), every_fifth),
     "aloha_mobile_dataset": (aloha(16, "cam_high"), every_fifth),

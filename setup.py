@@ -19,6 +19,7 @@ CORE = [
     "fsspec>=2025.3",
     "google-crc32c>=1.5",
     "grain>=0.2.18,<0.3",
+    "h5py>=3.11",
     "jax>=0.10.2,<0.13",
     "jinja2>=3.1",
     "matplotlib>=3.8",

@@ -197,7 +197,7 @@ def _nothing(path: str) -> str:
         inside = sorted(p.name for p in place.iterdir())[:10] if place.is_dir() else "one file"
         return (
             f"{path}: holds {inside}, expected a data set folder that one of {readers} reads: "
-            "dataset_info.json and features.json (RLDS), or meta/info.json (LeRobot)"
+            "dataset_info.json and features.json (RLDS), meta/info.json (LeRobot), or .hdf5 files"
         )
     near = place.parent
     while not near.is_dir():

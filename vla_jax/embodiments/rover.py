@@ -5,6 +5,26 @@ of the recorded actions, not the metre.
 
 from vla_jax.types import ActionGroup, ActionSpace, Embodiment, ProprioGroup
 
+
+def _waypoints(name: str, control_hz: float) -> ActionSpace:
+    return ActionSpace(
+        name=name,
+        control_hz=control_hz,
+        groups=(
+            ActionGroup(
+                name="xy",
+                size=2,
+                quantity="position",
+                representation="delta",
+                reference="measured_now",
+                frame="robot",
+                unit="1",
+                label="reached",
+            ),
+        ),
+    )
+
+
 EMBODIMENT = Embodiment(
     name="rover",
     joints=(),
@@ -15,21 +35,10 @@ EMBODIMENT = Embodiment(
         ProprioGroup(name="base_pose", size=3, unit="m, rad", meaning="x, y, yaw on the ground"),
     ),
     action_spaces=(
-        ActionSpace(
-            name="rover_waypoint",
-            control_hz=4.0,
-            groups=(
-                ActionGroup(
-                    name="xy",
-                    size=2,
-                    quantity="position",
-                    representation="delta",
-                    reference="measured_now",
-                    frame="robot",
-                    unit="1",
-                    label="reached",
-                ),
-            ),
-        ),
+        _waypoints("rover_waypoint", 4.0),
+        # RECON, Cory Hall and SACSoN as they were recorded
+        _waypoints("rover_waypoint_3hz", 3.0),
+        _waypoints("rover_waypoint_5hz", 5.0),
+        _waypoints("rover_waypoint_10hz", 10.0),
     ),
 )

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.data import conftest as tiny
-from tests.data.sources import lerobot_sets
+from tests.data.sources import hdf5_files, lerobot_sets
 from tests.data.sources import test_image_text as pictures
+from tests.data.sources import test_tfds_captions as captioned
 from vla_jax import plugin, types
 from vla_jax.codecs import text_tokenizer
 from vla_jax.data import engine
@@ -31,6 +32,8 @@ def write(root) -> None:
     """The smallest data that the sources can read, below `root`."""
     tiny.write_folder(root / "arm_data" / "1.0.0", [tiny.episode(i) for i in range(4)])
     lerobot_sets.write_v21(root / "lerobot")
+    hdf5_files.write_libero(root / "demo.hdf5", 4)
+    captioned.write(root / "captioned", said="a red square")
     members = {}
     for i in range(12):
         members[f"{i}.png"], members[f"{i}.txt"] = pictures.png((20 * i, 0, 0)), b"a red square"
@@ -51,6 +54,12 @@ def given(name: str, root) -> dict:
     """What a source cannot do without; a new file of data/sources/ needs a line here."""
     return {
         "collage": dict(archives=("twemoji",)),
+        "hdf5": dict(
+            path=f"{root}/demo.hdf5",
+            standardizer=hdf5_files.STANDARDIZER,
+            holdout=0.5,
+            augment=dict(color=0.2),
+        ),
         "llava": dict(path=f"{root}/asked.json", images=str(root), holdout=0.5, unit="fraction"),
         "image_text": dict(path=f"{root}/pictures.tar", holdout=0.5),
         "lerobot": dict(
@@ -59,6 +68,7 @@ def given(name: str, root) -> dict:
             holdout=0.5,
             augment=dict(color=0.2),
         ),
+        "tfds_captions": dict(path=f"{root}/captioned", holdout=0.5),
         "rlds": dict(path=f"{root}/arm_data", holdout=0.5, augment=dict(color=0.2)),
     }[name]
 

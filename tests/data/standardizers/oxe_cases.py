@@ -152,6 +152,21 @@ def aloha(size, *cameras):
     }
 
 
+def aloha_hdf5(size, *cameras):
+    views = (*cameras, "cam_left_wrist", "cam_right_wrist")
+    numbers = {"action": (size,), "observations/qpos": (14,), "observations/qvel": (14,)}
+    return {**numbers, **{f"observations/images/{view}": "image" for view in views}}
+
+
+def every_fifth_hdf5(c):
+    return dict(
+        action=c["action"][::5],
+        proprio=dict(arms=c["observations/qpos"][::5]),
+        language=None,
+        steps=np.arange(len(c["action"]))[::5],
+    )
+
+
 def every_fifth(c):
     return dict(
         action=c["action"][::5],
@@ -534,6 +549,56 @@ CASES = {
     "libero_object_no_noops": LIBERO,
     "libero_goal_no_noops": LIBERO,
     "libero_10_no_noops": LIBERO,
+    # HDF5, as LIBERO's create_dataset.py, robomimic's and ALOHA's scripts write it.
+    "libero_hdf5": (
+        {
+            "actions": V7,
+            "states": (77,),
+            "rewards": (),
+            "obs/ee_states": (6,),
+            "obs/ee_pos": V3,
+            "obs/ee_ori": V3,
+            "obs/gripper_states": (2,),
+            "obs/joint_states": V7,
+            "obs/agentview_rgb": "image",
+            "obs/eye_in_hand_rgb": "image",
+            TEXT: "text",
+        },
+        lambda c: dict(
+            action=cat(c["actions"][:, :6], 1 - np.clip(c["actions"][:, 6], 0, 1)),
+            proprio=dict(ee_fingers=cat(c["obs/ee_states"], c["obs/gripper_states"])),
+            language=TEXT,
+        ),
+    ),
+    "robomimic_hdf5": (
+        {
+            "actions": V7,
+            "obs/robot0_eef_pos": V3,
+            "obs/robot0_eef_quat": (4,),
+            "obs/robot0_gripper_qpos": (2,),
+            "obs/agentview_image": "image",
+            "obs/robot0_eye_in_hand_image": "image",
+        },
+        lambda c: dict(
+            action=cat(c["actions"][:, :6], 1 - np.clip(c["actions"][:, 6], 0, 1)),
+            proprio=dict(
+                ee_fingers=cat(
+                    c["obs/robot0_eef_pos"],
+                    Rotation.from_quat(c["obs/robot0_eef_quat"]).as_rotvec(),
+                    c["obs/robot0_gripper_qpos"],
+                )
+            ),
+            language=None,
+        ),
+    ),
+    "aloha_hdf5": (aloha_hdf5(14, "cam_high", "cam_low"), every_fifth_hdf5),
+    "aloha_mobile_hdf5": (
+        {**aloha_hdf5(14, "cam_high"), "base_action": (2,)},
+        lambda c: {
+            **every_fifth_hdf5(c),
+            "action": cat(c["action"], c["base_action"])[::5],
+        },
+    ),
     # The rest of Octo's table, and OpenVLA's additions.
     "columbia_cairlab_pusht_real": (
         {
@@ -771,6 +836,25 @@ CASES = {
             "observation/state": V3,
         },
         every_third_waypoint,
+    ),
+    **dict.fromkeys(
+        ("berkeley_gnm_recon", "berkeley_gnm_cory_hall", "berkeley_gnm_sac_son"),
+        (
+            {
+                "action": (2,),
+                "action_angle": V3,
+                TEXT: "text",
+                "observation/image": "image",
+                "observation/position": (2,),
+                "observation/yaw": ONE,
+                "observation/state": V3,
+            },
+            lambda c: dict(  # ! Octo: zeros for height, two angles and a gripper
+                action=c["action"],
+                proprio=dict(base_pose=cat(c["observation/position"], c["observation/yaw"])),
+                language=TEXT,
+            ),
+        ),
     ),
     "aloha_static_dataset": (aloha(14, "cam_high", "cam_low"), every_fifth),
     "aloha_dagger_dataset": (aloha(14, "cam_high", "cam_low"), every_fifth),

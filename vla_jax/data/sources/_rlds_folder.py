@@ -78,15 +78,16 @@ class Record:
     where: str
 
 
-def open_folder(path: _files.Path) -> Folder:
+def open_folder(path: _files.Path, of_episodes: bool = True) -> Folder:
     """The data set at `path` (its version folder, or the folder above a single version).
 
-    Raises UserError where there is none (with the nearest folders).
+    Raises UserError where there is none (with the nearest folders), and, unless it need not be
+    `of_episodes`, where its records are none.
     """
     path = find(path)
     info = _json(_files.join(path, INFO))
     features = {f.name: f for f in _rlds_record.leaves(_json(_files.join(path, FEATURES)))}
-    if not any(name.startswith("steps/") for name in features):
+    if of_episodes and not any(name.startswith("steps/") for name in features):
         raise plugin.UserError(
             f"{path}: features.json has no `steps` (got {sorted(features)[:8]}), expected RLDS"
         )

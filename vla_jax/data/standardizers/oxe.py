@@ -108,7 +108,21 @@ ALOHA_VIEWS = {
     "left_wrist": "observation/cam_left_wrist",
     "right_wrist": "observation/cam_right_wrist",
 }
+OSC_HDF5 = ("actions[:6]", "actions[-1] | clip01 | invert")
+ALOHA_HDF5 = dict(
+    embodiment="aloha", proprio={"arms": "observations/qpos"}, language=None, stride=5
+)
+ALOHA_HDF5_VIEWS = {
+    view: name.replace("observation/", "observations/images/") for view, name in ALOHA_VIEWS.items()
+}
 WAYPOINT_STRIDE = 3
+GNM = dict(
+    embodiment="rover",
+    views={"wrist": "observation/image"},
+    action="action",
+    proprio={"base_pose": ("observation/position", "observation/yaw")},
+    language="language_instruction",
+)
 BRIDGE_VIEWS = {"primary": "observation/image_0", "secondary": "observation/image_1"}
 REACHED = dict(
     embodiment="widowx_reached",
@@ -403,6 +417,39 @@ ROWS = {
     "libero_object_no_noops": LIBERO,
     "libero_goal_no_noops": LIBERO,
     "libero_10_no_noops": LIBERO,
+    # HDF5 as it is published (data/sources/hdf5.py). LIBERO's pictures stand upside down there:
+    # turned=True. robosuite's grippers command, and ALOHA's hold, as in the rows of RLDS.
+    "libero_hdf5": Row(
+        embodiment="franka",
+        action_space="franka_osc",
+        views={"primary": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"},
+        action=OSC_HDF5,
+        proprio={"ee_fingers": ("obs/ee_states", "obs/gripper_states")},
+        language="language_instruction",
+    ),
+    "robomimic_hdf5": Row(
+        embodiment="franka",
+        action_space="franka_osc",
+        views={"primary": "obs/agentview_image", "wrist": "obs/robot0_eye_in_hand_image"},
+        action=OSC_HDF5,
+        proprio={
+            "ee_fingers": (
+                "obs/robot0_eef_pos",
+                "obs/robot0_eef_quat | rotation(quat_xyzw, rotvec)",
+                "obs/robot0_gripper_qpos",
+            )
+        },
+        language=None,
+    ),
+    "aloha_hdf5": Row(
+        **ALOHA_HDF5, action_space="aloha_joints", views=ALOHA_HDF5_VIEWS, action="action"
+    ),
+    "aloha_mobile_hdf5": Row(
+        **ALOHA_HDF5,
+        action_space="aloha_joints_base",
+        views={view: name for view, name in ALOHA_HDF5_VIEWS.items() if view != "secondary"},
+        action=("action", "base_action"),
+    ),
     # The rest of Octo's table (@241fb35), and OpenVLA's additions. ------------------------------
     # Commands and a pusher without a gripper: Octo takes the closing commands as they are.
     "columbia_cairlab_pusht_real": Row(
@@ -622,6 +669,11 @@ ROWS = {
         drop_last=1,
     ),
     # 50 Hz to 10. Octo keeps the right wrist of the two.
+    # The three that Octo's table had before gnm_dataset (@7b9de56; OpenVLA's still has them): the
+    # recorded waypoints, and the camera by the name of a wrist's.
+    "berkeley_gnm_recon": Row(**GNM, action_space="rover_waypoint_3hz"),
+    "berkeley_gnm_cory_hall": Row(**GNM, action_space="rover_waypoint_5hz"),
+    "berkeley_gnm_sac_son": Row(**GNM, action_space="rover_waypoint_10hz"),
     "aloha_static_dataset": Row(**ALOHA, action_space="aloha_joints", views=ALOHA_VIEWS),
     "aloha_dagger_dataset": Row(**ALOHA, action_space="aloha_joints", views=ALOHA_VIEWS),
     "aloha_mobile_dataset": Row(

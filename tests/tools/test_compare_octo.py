@@ -175,9 +175,7 @@ def test_a_folder_of_other_sizes(fixtures_dir, tmp_path, capsys, monkeypatch):
     whole = files["outputs.npz"] | {
         n: known[n].astype(files["outputs.npz"][n].dtype) for n in known
     }
-    told = (
-        r"x_per_step|shape2$|h2window|embodiment4|unnorm"  # of zeros that stood for Octo's numbers
-    )
+    told = r"x_per_step|shape2$|h2window|embodiment4|unnorm"  # of zeros, not Octo's numbers
     for name in list(whole):
         if re.search(told, name) and "plain" not in name:
             del whole[name]

@@ -257,6 +257,6 @@ def test_a_disk_that_is_full(golden, refused, tmp_path, monkeypatch):
     assert out.is_dir()  # it was there before
 
     with monkeypatch.context() as patch:
-        patch.setattr(contract, "FILE", "no/such/folder.json")  # the last thing that is written
+        patch.setattr(contract, "FILE", "x" * 300)  # the last thing that is written
         error = refused(golden / "tiny" / "ckpt")
-    assert "could not be written: [Errno 2]" in error
+    assert "could not be written: [Errno 36]" in error

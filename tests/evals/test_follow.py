@@ -123,6 +123,29 @@ def test_what_is_wrong_with_a_checkpoint_that_stays_is_raised(run, tmp_path):
     assert not (tmp_path / "out" / "scores.jsonl").exists()
 
 
+def test_an_error_of_the_score_is_no_deletion(run, tmp_path):
+    run.save(4)
+
+    def full(checkpoint, out):
+        run.delete(1)  # by retention, while the copy is scored
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        followed(run, tmp_path / "out", full)
+    assert not (tmp_path / "out" / "scores.jsonl").exists()
+
+
+def test_the_end_comes_though_until_lies_beyond_it(run, tmp_path):
+    run.save(4)
+    assert followed(run, tmp_path / "out", value, until=10)["scored"] == [1, 4]
+
+
+def test_a_run_that_is_not_there(run, tmp_path):
+    wrong = run.root.parent / (run.root.name + "s")
+    with pytest.raises(plugin.UserError, match=f"did you mean '{run.root.name}'"):
+        follow.follow(str(wrong), str(tmp_path / "out"), value, settings=SETTINGS)
+
+
 def test_a_folder_of_other_settings_or_of_the_run_is_refused(run, tmp_path):
     followed(run, tmp_path / "out", value, until=1)
     with pytest.raises(plugin.UserError, match="other settings of sets"):

@@ -1,5 +1,7 @@
 """Open-loop error against a policy whose mistakes are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,31 @@ def test_errors_per_dim_in_raw_units_and_percent(open_loop, tmp_path):
     assert found.worst == pytest.approx(100 * 0.5 / 6)
     assert (found.episodes, found.steps) == (3, 21)
     assert "8.33" in found.table() and found.summary()["worst"] == found.worst
+
+
+def test_data_in_another_action_space_of_the_body_are_converted(open_loop, tmp_path, monkeypatch):
+    (space,) = ARM.action_spaces
+    xyz, grip = space.groups
+    xyz = dataclasses.replace(xyz, representation="absolute")
+    closing, opening = (
+        dataclasses.replace(
+            space, name=name, groups=(xyz, dataclasses.replace(grip, gripper=convention))
+        )
+        for name, convention in ((space.name, "1=closed,0=open"), ("opening", "1=open,0=closed"))
+    )
+    body = dataclasses.replace(ARM, action_spaces=(closing, opening))
+    folder = str(write_folder(tmp_path / "arm_data", [episode(i) for i in range(3)]))
+    load = open_loop.policy_lib.Policy.load
+
+    def loaded(folder, **arguments):
+        policy = load(folder, **arguments)
+        policy.row_spaces = (opening,) * arguments["rows"]
+        return policy
+
+    monkeypatch.setattr(open_loop.policy_lib.Policy, "load", loaded)
+    # The policy knows the recording, and so is wrong wherever it is turned over.
+    found = open_loop.open_loop("run", folder, body=body)
+    np.testing.assert_allclose(found.error, [0.0, 0.5, 0.0, 1.0], atol=1e-6)
 
 
 def test_one_episode_and_a_dim_that_never_changes(open_loop, tmp_path):

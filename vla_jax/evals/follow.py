@@ -39,11 +39,15 @@ def follow(
 ) -> dict[str, list[int]]:
     """{"scored": train_steps, "missed": …} in `out`, when the run's last checkpoint has its line.
 
-    The last is that of `config.steps`, or the first from `until` on. `settings` say what is scored;
-    `say` takes each new line. UserError for an `out` with scores by other settings, or within the
-    run's folder; and what `score` raises of a checkpoint that is still there.
+    The last is that of `config.steps`, or before it the first from `until` on. `settings` say what
+    is scored; `say` takes each new line. UserError for no folder `run`, an `out` with scores by
+    other settings, or within the run's folder; and what `score` raises.
     """
     source = metas.place(run)
+    if not storage.is_dir(source):
+        raise plugin.UserError(
+            plugin.unknown(f"{run}: no such run", source.name, storage.names(source.parent))
+        )
     _check_place(source, out)
     lines = _begin(out, settings)
     waits = False
@@ -104,7 +108,7 @@ def _over(lines: Mapping[int, Mapping], until: int | None) -> bool:
         return False
     last = max(lines)
     steps = [line["of"] for line in lines.values() if "of" in line]
-    return last >= until if until is not None else bool(steps) and last >= max(steps)
+    return bool(steps) and last >= max(steps) or until is not None and last >= until
 
 
 def _scored(source: pathlib.PurePath, step: int, out: str, score: Score) -> dict[str, Any]:
@@ -120,14 +124,15 @@ def _scored(source: pathlib.PurePath, step: int, out: str, score: Score) -> dict
             if _listed(folder) != whole:
                 raise FileNotFoundError(str(folder))
             about["of"] = metas.read_json(copy)["config"]["steps"]
-            begin = time.monotonic()
-            found = dict(score(copy, storage.join(out, str(step))))
-            return {**about, **found, "seconds": round(time.monotonic() - begin, 1)}
         except (OSError, plugin.UserError) as error:
             if metas.is_complete(folder):
                 raise
             print(f"vla eval: {folder} was deleted while it was read", file=sys.stderr, flush=True)
             return {**about, "missed": f"deleted while it was read: {error}"[:300]}
+        # Of the copy: what goes wrong now has nothing to do with retention.
+        begin = time.monotonic()
+        found = dict(score(copy, storage.join(out, str(step))))
+        return {**about, **found, "seconds": round(time.monotonic() - begin, 1)}
 
 
 def _listed(folder: pathlib.PurePath) -> dict[str, int]:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from vla_jax import plugin
@@ -34,9 +34,12 @@ def reference(split):
         for name, lengths in SHARDS.items()
     ]
     try:
+        asked = splits.ReadInstruction.from_spec(split).to_absolute({i.name: i for i in infos})
         found = splits.SplitDict(infos)[split].file_instructions
     except Exception:
         return None
+    # Of a slice that ends before it begins, in one shard, TFDS 4.9 takes a negative number.
+    assume(all((piece.from_ or 0) <= (99 if piece.to is None else piece.to) for piece in asked))
     table = []
     for piece in found:
         name, _, rest = piece.filename.rpartition("/")[2].partition(".tfrecord-")

@@ -50,6 +50,7 @@ def test_the_pods_job_at_debug_size(name, capsys):
     assert found["dtype"] == "float32" and "vl" in found["streams"]
 
 
+@pytest.mark.slow
 @pytest.mark.mesh
 def test_a_strangers_head(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_lab").mkdir()

@@ -86,6 +86,7 @@ def check(found: list[dict]) -> None:
     assert min(one["run"] for one in found) > max(one["compiled"] for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.mesh
 @pytest.mark.timeout(300)
 def test_the_first_run_waits_and_names_who_does_not_come(tmp_path):

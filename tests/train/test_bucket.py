@@ -19,6 +19,7 @@ from vla_jax.train.writers import jsonl
 ONE = jax.devices()[:1]
 # The clients leave sockets to the collector; the emulator logs what is looked for in vain.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]

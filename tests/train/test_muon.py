@@ -135,6 +135,7 @@ def test_factors_by_parameter_and_layer_hold():
     np.testing.assert_allclose(moved[1], whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.mesh
 def test_on_a_mesh_the_state_is_sharded_and_the_steps_are_the_same():
     config = settings(clip=1.0, skip=5.0)
@@ -183,6 +184,7 @@ def test_rows_that_do_not_fit_are_refused(rows, said):
         optimizer.make(settings(muon=rows), 10, PARAMS)
 
 
+@pytest.mark.slow
 def test_a_state_is_saved_and_comes_back(tmp_path):
     rows = (("params/kernel", {"inputs": (1,), "outputs": (2,)}), (".*", None))
     config = toy.config(optimizer=dict(type="muon", muon=rows))

@@ -22,6 +22,7 @@ def config():
     return dataclasses.replace(small, streams=streams, compiler={})
 
 
+@pytest.mark.slow
 @pytest.mark.mesh
 def test_a_trace_says_what_took_the_time(config, tmp_path):
     found = profiling.capture(config, str(tmp_path / "trace"), count=2, warmup=1)

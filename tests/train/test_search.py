@@ -95,6 +95,7 @@ def test_time_runs_out(config, machine):
     assert not machine.tried and found["counts"]["no time"] > 0 and "fits" not in found["counts"]
 
 
+@pytest.mark.slow
 @pytest.mark.mesh
 def test_a_row_is_the_plan_of_its_flags(config):
     """One real compilation: the state's bytes are those of the plan, the figures its own."""

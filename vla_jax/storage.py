@@ -11,9 +11,11 @@ fsspec keeps its file systems by process.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import posixpath
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -286,6 +288,14 @@ def writable(folder: Path) -> bool:
         folder = os.path.dirname(folder) or os.curdir
     marked = os.stat(folder).st_mode & 0o222 == 0  # read-only by its owner's will, even to root
     return os.access(folder, os.W_OK | os.X_OK) and not marked
+
+
+def free(folder: Path) -> float:
+    """Bytes free on the disk of a folder, which need not exist yet; a bucket has no end."""
+    if is_url(folder):
+        return math.inf
+    path = pathlib.Path(absolute(folder))
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if is_dir(p))).free
 
 
 def system_of(path: Path):

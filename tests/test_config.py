@@ -143,3 +143,25 @@ def test_ground_loads_no_jax():
     code = "import sys, vla_jax.config, vla_jax.plugin, vla_jax.types; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "text, open_",
+    [
+        ("gs://<bucket>", True),
+        ("gs://<bucket>/oxe", True),
+        ("<folder>/oxe", True),
+        ("<image>\ndescribe", False),
+        ("<s>", False),
+        ("gs://mine/<x>", False),
+    ],
+)
+def test_a_placeholder_is_a_path_and_no_other_text(text, open_):
+    tree = {"prompts": ({"text": text},)}
+    if open_:
+        with pytest.raises(
+            plugin.UserError, match=r"config.prompts\[0\].text: got the placeholder"
+        ):
+            config_lib.check_filled("config", tree)
+    else:
+        config_lib.check_filled("config", tree)

@@ -57,7 +57,7 @@ __all__ = [  # the schema's names, for those who hold a config
     "ValidationConfig",
 ]
 
-PLACEHOLDER = re.compile(r"(\w+://)?<[^<>]+>")  # at the beginning of a text
+PLACEHOLDER = re.compile(r"\w+://<[^<>]+>|<[^<>]+>/")  # begins a path: "<image>" is none
 
 
 def new() -> ml_collections.ConfigDict:
@@ -147,7 +147,7 @@ def parse(schema: type, tree: Mapping, where: str = "config") -> Any:
 
 
 def check_filled(where: str, tree: Any) -> None:
-    """UserError for text that begins with a placeholder, like "gs://<bucket>/oxe", naming each.
+    """UserError for paths that begin with a placeholder, like "gs://<bucket>/oxe", naming each.
 
     A published config says by one what only its user knows; `tree` is a config or a part of it.
     """

@@ -11,9 +11,11 @@ fsspec keeps its file systems by process.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import posixpath
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -177,17 +179,18 @@ def missing(path: Path) -> plugin.UserError:
     )
 
 
-def write(path: Path, data: Data) -> None:
+def write(path: Path, data: Data, make: bool = True) -> None:
     """Writes a file so that others see all of it or nothing, and makes its folders.
 
     Args:
       path: local, or a URL of a file system that can write.
       data: the content; or a function that writes it into the local file whose name it is given.
+      make: without it FileNotFoundError where a local folder is missing (a URL has none).
     """
-    write_all({path: data})
+    write_all({path: data}, make)
 
 
-def write_all(files: Mapping[Path, Data]) -> None:
+def write_all(files: Mapping[Path, Data], make: bool = True) -> None:
     """Writes several files like `write`; local ones are put in place when all have been written."""
     waiting: list[tuple[str, str]] = []
     try:
@@ -196,7 +199,7 @@ def write_all(files: Mapping[Path, Data]) -> None:
             if is_url(path):
                 _upload(path, data)
             else:
-                waiting.append((_beside(path, data), path))
+                waiting.append((_beside(path, data, make), path))
         for temporary, path in waiting:
             os.replace(temporary, path)
             _flush(os.path.dirname(path) or os.curdir)
@@ -287,6 +290,14 @@ def writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK) and not marked
 
 
+def free(folder: Path) -> float:
+    """Bytes free on the disk of a folder, which need not exist yet; a bucket has no end."""
+    if is_url(folder):
+        return math.inf
+    path = pathlib.Path(absolute(folder))
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if is_dir(p))).free
+
+
 def system_of(path: Path):
     """(fsspec's file system of this process, the path inside); UserError without its package."""
     import fsspec
@@ -314,10 +325,11 @@ def _upload(path: str, data: Data) -> None:
     system.pipe_file(inside, data.encode() if isinstance(data, str) else data)
 
 
-def _beside(path: str, data: Data) -> str:
+def _beside(path: str, data: Data, make: bool) -> str:
     """A hidden file beside `path` with the content, on disk."""
     folder, target = os.path.dirname(path) or os.curdir, os.path.basename(path)
-    os.makedirs(folder, exist_ok=True)
+    if make:
+        os.makedirs(folder, exist_ok=True)
     _sweep(folder, target)
     number, temporary = tempfile.mkstemp(dir=folder, prefix=_leftover(target))
     os.close(number)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -202,3 +203,36 @@ def test_a_refused_export_leaves_nothing(run, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "checkpoints/2 is damaged" in said and "train_step 1" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "run"]
+
+
+def test_checksums_of_a_save_that_is_dropped_meanwhile(run, monkeypatch):
+    """The retention moves it away after its last file is hashed: no step of that name returns."""
+    step, of = run / "checkpoints/2", checksums._of
+    left = [path for path in step.rglob("*") if path.is_file() and path.name != checksums.FILE]
+
+    def last_then_dropped(path):
+        found = of(path)
+        left.pop()
+        if not left:
+            step.rename(run / "dropped")
+        return found
+
+    monkeypatch.setattr(checksums, "_of", last_then_dropped)
+    with pytest.raises(FileNotFoundError):
+        checksums.write(step)
+    assert not step.exists() and (run / "dropped/params").is_dir()
+
+
+def test_checksums_do_not_wait_for_a_save_that_was_dropped(run):
+    file = run / "checkpoints/2" / checksums.FILE
+    file.unlink()
+    (run / "checkpoints/1").rename(run / "dropped")
+    writer = checksums.Writer()
+    for name in ("checkpoints/1", "best/9", "checkpoints/2"):  # best/9 is still being written
+        writer.add(run / name)
+    limit = time.monotonic() + 20
+    while not file.exists() and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert file.exists(), "before the run has ended"
+    writer.finish()
+    assert not (run / "checkpoints/1").exists() and not (run / "best/9").exists()

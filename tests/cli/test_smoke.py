@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.cli import main as cli
 from vla_jax.cli import smoke as verb
-from vla_jax.train import smoke, smoke_plugin
+from vla_jax.train import optimizer, smoke, smoke_plugin
 
 HEAD = '''
 """A head of somebody's own laboratory."""
@@ -105,6 +106,28 @@ def test_a_mesh_of_three_and_values_per_layer():
     assert small.model.trunk["heads"] % 3 == 0 and small.model.trunk["unroll"] == 1
     assert small.streams["robot"].batch_size == 6 and small.optimizer.accumulation == 2
     assert small.optimizer.groups == rows
+
+
+@pytest.mark.parametrize("type_", ["adamw", "muon"])
+def test_gradients_are_read_from_every_optimizer_with_momentum(type_):
+    params = {"params": {"matrix": np.ones((4, 6), np.float32), "bias": np.ones(6, np.float32)}}
+    rows = ((r".*matrix", {"inputs": (0,), "outputs": (1,)}),)
+    config = config_lib.OptimizerConfig(type=type_, clip=None, muon=rows)
+    chain = optimizer.make(config, 4, params)
+    grads = jax.tree.map(lambda leaf: np.full_like(leaf, 2.0), params)
+    _, state = chain.update(grads, chain.init(params), params)
+    found = smoke.first_moment(state)
+    assert set(found) == {"params/matrix", "params/bias"}
+    for path, leaf in found.items():  # in the gradient's direction, at a scale of the optimizer's
+        assert leaf.shape == params["params"][path.split("/")[1]].shape
+        assert np.all(leaf > 0) and np.ptp(leaf) == 0
+
+
+def test_an_optimizer_without_momentum_is_refused():
+    params = {"w": np.ones(3, np.float32)}
+    chain = optimizer.make(config_lib.OptimizerConfig(type="adafactor"), 4, params)
+    with pytest.raises(plugin.UserError, match="keeps none; expected 'adamw' or 'muon'"):
+        smoke.first_moment(chain.init(params))
 
 
 def test_what_does_not_agree_is_noticed():

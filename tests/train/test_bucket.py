@@ -135,6 +135,27 @@ def test_a_dead_run_s_lock_is_taken_over_by_one(store, monkeypatch):
     assert len(taken) == 1 and storage.names(url) == []
 
 
+def test_a_lock_that_was_swept_away_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW", 0.05)
+    ended = threading.Event()
+    monkeypatch.setattr(lock._Lease, "_lost", lambda self: ended.set())
+    held, file = lock._Lease(tmp_path), tmp_path / lock.FILE
+
+    def until(met):
+        limit = time.monotonic() + 20
+        while not met() and time.monotonic() < limit:
+            time.sleep(0.01)
+        return met()
+
+    mine = json.loads(file.read_bytes())["token"]
+    file.unlink()
+    assert until(file.exists) and not ended.is_set()
+    assert until(lambda: mine in file.read_text())
+    storage.write(file, json.dumps(dict(token="another's")))
+    assert until(ended.is_set), "another's token is still no mistake"
+    held.release()
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/run", "az://bucket/run", "memory://run"])
 def test_what_orbax_does_not_know_is_refused_at_once(url, capsys, tmp_path):
     config = toy.config()

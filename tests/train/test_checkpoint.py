@@ -183,3 +183,22 @@ def test_a_full_disk_is_said_before_anything_is_written(made, tmp_path, monkeypa
     saver.check_space(state)
     saver.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dropped_save_counts_as_room(made, tmp_path, monkeypatch):
+    """keep=1 on a disk for two saves: what retention has dropped is deleted before it is full."""
+    _, config, _, state = made
+    config = dataclasses.replace(config, checkpoint=config_lib.CheckpointConfig(keep=1))
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+    usage, place = shutil.disk_usage(tmp_path), tmp_path / checkpoint.RESUME
+
+    def faked(path):
+        saves = [*place.glob("[0-9]*"), *(place / trash.FOLDER).glob("*")]
+        return usage._replace(free=size * (2 - len(saves)))
+
+    monkeypatch.setattr(shutil, "disk_usage", faked)
+    saver = checkpoint.Checkpoints(str(tmp_path), config, ASSETS)
+    for step in (1, 2, 3):
+        saver.save(step, state, {"robot": 16, "vl": 8})
+    saver.close()
+    assert [path.name for path in place.iterdir()] == ["3"]

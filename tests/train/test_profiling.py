@@ -9,7 +9,7 @@ import pytest
 from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.cli import main
-from vla_jax.train import profiling, smoke
+from vla_jax.train import agree, profiling, smoke
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,17 @@ def test_the_program_says_where_operations_come_from():
     text = f.lower(jax.ShapeDtypeStruct((8, 8), "float32")).compile().as_text()
     dots = [path for kind, path in profiling.sources(text).values() if kind == "dot"]
     assert dots == ["jit(f)/here/dot_general"]
+
+
+def test_processes_that_differ_are_refused_before_a_trace(tmp_path, monkeypatch, capsys):
+    def differ(config, workdir):
+        raise plugin.UserError(f"the processes differ: {config.steps}, {workdir}")
+
+    monkeypatch.setattr(agree, "on_start", differ)
+    monkeypatch.setattr(profiling, "capture", pytest.fail)
+    words = ["profile", "--config", "configs/debug.py", "--config.steps=7"]
+    assert main.main([*words, "--out", str(tmp_path / "trace")]) == 2
+    assert "the processes differ: 7, None" in capsys.readouterr().err
 
 
 def test_mistakes_are_said(config, tmp_path, capsys):

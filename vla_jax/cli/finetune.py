@@ -46,7 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=32)
     add("--lr", type=float, default=3e-4)
     add("--action-head", help="regression, flow, diffusion, … (default: the checkpoint's type)")
-    add("--action-space", help="where the embodiment has several")
+    add(
+        "--action-space",
+        help="the one to train in, of an embodiment with several; data in another are converted",
+    )
     add("--action-horizon", type=int, help="C (default: the checkpoint's)")
     add("--window", type=int, help="W (default: the checkpoint's)")
     add("--views", help="view,view,… (default: all of the embodiment)")

@@ -29,7 +29,7 @@ VERBS = {
     "data convert": ("convert", "writes a dataset as array_record RLDS or LeRobot v3.0, resized"),
     "data doctor": ("doctor", "examines robot data before training: what is wrong, what to do"),
     "data visualize": ("visualize", "writes an HTML page: films, plots and words of episodes"),
-    "data index": ("index", "makes the index that RLDS data are read through"),
+    "data index": ("index", "makes the indexes that RLDS, tar shards and LLaVA-style JSON need"),
     "data stats": ("stats", "computes a config's statistics and writes them to a file"),
     "data rows": ("rows", "lists the data sets that have a standardizer row, or explains one"),
     "data text-tokenizer": ("text_tokenizer", "trains the SentencePiece model of a config's texts"),

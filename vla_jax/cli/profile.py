@@ -32,9 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_lib.load(arguments.config, arguments.overrides)
     # After the arguments are known to be good: importing jax takes seconds.
     from vla_jax.parallel import processes
-    from vla_jax.train import profiling
+    from vla_jax.train import agree, profiling
 
     with processes.together():
+        agree.on_start(config, None)
         found = profiling.capture(config, arguments.out, arguments.steps, arguments.warmup)
         if processes.first():
             print(profiling.text(found, arguments.out, arguments.top))

@@ -16,7 +16,9 @@ import json
 from vla_jax import config as config_lib
 from vla_jax import plugin, storage
 
-PROCESS = "process I of N, and where process 0 listens; else SLURM, JobSet or Cloud TPU say it"
+PROCESS = (
+    "process I of N, and where process 0 listens; else SLURM, JobSet, mpirun or Cloud TPU say it"
+)
 PREEMPTED = 75  # the exit code of a run that was asked to stop: saved, run me again
 
 

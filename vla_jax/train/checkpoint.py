@@ -17,7 +17,6 @@ import json
 import math
 import pathlib
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -121,20 +120,23 @@ class Checkpoints:
     def check_space(self, state: Any, advice: str = ADVICE) -> None:
         """UserError when the disk cannot hold one more save of `state` (arrays or shapes).
 
-        `advice` ends the message.
-
-        Orbax writes from threads of its own; what a full disk makes of them says nothing to people.
+        `advice` ends it. Process 0 looks, all hear: what Orbax's threads say of it nobody reads.
         """
-        if storage.is_url(place := storage.path(self._resume.directory)):
-            return  # a bucket has no end
+        place = storage.path(self._resume.directory)
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        near = next(p for p in (place, *place.parents) if storage.is_dir(p))
-        free = shutil.disk_usage(near).free
-        if free < needed:
-            raise plugin.UserError(
-                f"{place}: a checkpoint takes {needed / 1e6:.0f} MB, free are {free / 1e6:.0f} MB; "
-                f"{advice}"
-            )
+
+        def short() -> str:
+            free = storage.free(place)
+            sizes = f"takes {needed / 1e6:.0f} MB, free are {free / 1e6:.0f} MB"
+            text = f"{place}: a checkpoint {sizes}; {advice}"
+            return processes.tell("" if free >= needed else text)
+
+        if short():  # perhaps until the save before has dropped another, and that is deleted
+            self._await_saves()
+            for dropped in self._trash:
+                dropped.empty(wait=True)
+            if problem := short():
+                raise processes.KnownToAll(problem)
 
     def latest(self) -> int | None:
         """The step of the newest resume point, None before the first."""
@@ -232,11 +234,14 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the saves begun are on disk; raises what went wrong with them."""
+        self._await_saves()
+        if self._checksums:
+            self._checksums.finish()
+
+    def _await_saves(self) -> None:
         for manager in filter(None, (self._resume, self._best)):
             with _write_errors(manager):
                 manager.wait_until_finished()
-        if self._checksums:
-            self._checksums.finish()
 
     def close(self) -> None:
         """Waits for saves and frees their threads; a run that saved nothing leaves no folder."""

@@ -6,6 +6,7 @@ a save that was killed before has none, and is verified by reading its arrays al
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -25,7 +26,6 @@ class Writer:
 
     def __init__(self):
         self._folders: queue.Queue[pathlib.PurePath | None] = queue.Queue()
-        self._all_saved = threading.Event()  # what has not appeared by now never will
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -43,31 +43,49 @@ class Writer:
         """
         if self._thread is None:
             return
-        self._all_saved.set()
-        self._folders.put(None)
+        self._folders.put(None)  # what has not appeared by now never will
         self._thread.join()
         self._thread = None
-        self._all_saved.clear()
         if self._error is not None:
             raise plugin.UserError(f"{FILE} could not be written: {self._error}")
 
     def _work(self) -> None:
-        while (folder := self._folders.get()) is not None:
-            pause = 2.0 if storage.is_url(folder) else 0.1  # s
-            while not metas.is_complete(folder) and not self._all_saved.wait(pause):
-                pass
-            try:
-                if metas.is_complete(folder):
-                    write(folder)
-            except (OSError, plugin.UserError) as error:
-                if metas.is_complete(folder):  # else the retention has deleted it meanwhile
-                    self._error = error
+        waiting: list[pathlib.PurePath] = []
+        ended = False
+        while not ended:
+            pause = None  # s; none waits: until one comes
+            if waiting:
+                pause = 2.0 if storage.is_url(waiting[0]) else 0.1
+            with contextlib.suppress(queue.Empty):
+                folder = self._folders.get(timeout=pause)
+                ended = folder is None
+                waiting += [] if ended else [folder]
+            waiting = [folder for folder in waiting if not self._settled(folder)]
+
+    def _settled(self, folder: pathlib.PurePath) -> bool:
+        """Whether it need not be waited for any longer: written, or dropped by the retention."""
+        if not metas.is_complete(folder):
+            newer = [step for step in metas.steps(folder.parent) if step > int(folder.name)]
+            if not newer:  # saves end in their order
+                return False
+        try:
+            if metas.is_complete(folder):
+                write(folder)
+        except (OSError, plugin.UserError) as error:
+            if metas.is_complete(folder):  # else the retention has dropped it meanwhile
+                self._error = error
+        return True
 
 
 def write(folder: pathlib.PurePath) -> None:
-    """Writes ``checksums.json`` of all files below `folder`, whole or not at all."""
+    """Writes ``checksums.json`` of all files below `folder`, whole or not at all.
+
+    FileNotFoundError when the folder goes meanwhile: it is not made again, a step without arrays.
+    """
     found = {name: _of(folder / name) for name in _files(folder)}
-    storage.write(folder / FILE, json.dumps(found, indent=1, sort_keys=True))
+    storage.write(folder / FILE, json.dumps(found, indent=1, sort_keys=True), make=False)
+    if storage.is_url(folder) and not metas.is_complete(folder):  # there a file is its folder
+        storage.remove(folder / FILE)
 
 
 def check(folder: pathlib.PurePath) -> list[str] | None:

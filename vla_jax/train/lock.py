@@ -160,6 +160,9 @@ class _Lease:
     def _renew(self) -> None:
         while not self._done.wait(RENEW):
             try:
+                found = self._found()
+                if found is None and self._create():  # somebody has swept the bucket
+                    continue
                 if not self._mine():
                     self._lost()
                 storage.write(self._path, self._content())

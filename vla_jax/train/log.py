@@ -130,6 +130,13 @@ def writer_modules(names: Sequence[str]) -> list[ModuleType]:
     return [plugin.module("train.writers", name) for name in names]
 
 
+def check_writers(names: Sequence[str], workdir: str) -> None:
+    """UserError, before anything is made, for a writer that is unknown or cannot work there."""
+    for module in writer_modules(names):
+        if hasattr(module, "check"):
+            module.check(workdir)
+
+
 def means(sums: Mapping[str, Any]) -> dict[str, float]:
     """{name: sum / count}; what counted nothing is left out."""
     return {name: float(s / c) for name, (s, c) in sums.items() if c > 0}

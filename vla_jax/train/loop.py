@@ -88,7 +88,7 @@ def run(
         eval_step = jax.jit(eval_step, out_shardings=everywhere, compiler_options=options)
         eval_step = processes.beginning_together(eval_step, "the first validation")
         agree.on_data(assets)
-        logs.writer_modules(config.writers)  # all that a user can cause is raised before `ready`
+        logs.check_writers(config.writers, workdir)  # what a user can cause comes before `ready`
 
         # ----------------------------------------------------------- state: resumed, or made anew
         stack.enter_context(lock.hold(workdir))

@@ -227,7 +227,7 @@ def train(config, network, objectives, batches, mesh) -> Trained:
             state, found = train_step(state, batch)
             metrics.append({name: float(pair[0]) for name, pair in arrays.fetch(found).items()})
             # Adam's first moment after one train_step is the (clipped) gradient, scaled.
-            gradient = gradient or _copy(optax.tree_utils.tree_get(state.opt_state, "mu"))
+            gradient = gradient or first_moment(state.opt_state)
         four = _copy(state)
         again = _two_and_two(config, plan, train_step, placed)
         last = _copy(state.trained)
@@ -235,13 +235,28 @@ def train(config, network, objectives, batches, mesh) -> Trained:
     return Trained(
         losses=[row["loss"] for row in metrics],
         gradient_norms=[row["gradient_norm"] for row in metrics],
-        gradient=dict(trees.items(gradient)),
+        gradient=gradient,
         change=dict(trees.items(jax.tree.map(np.subtract, last, first))),
         restart_bitwise=same(four, again),
         sharded=sum(not leaf.is_fully_replicated for leaf in leaves),
         parameters=trees.count(plan.variables),
         seconds=round(time.perf_counter() - begin, 1),
     )
+
+
+def first_moment(opt_state: Any) -> dict[str, np.ndarray]:
+    """{path of a parameter: its momentum}; Muon and AdamW side by side keep one part each.
+
+    UserError for an optimizer that keeps none (Adafactor): gradients could not be compared.
+    """
+    parts = [tree for _, tree in optax.tree_utils.tree_get_all_with_path(opt_state, "mu")]
+    found = {path: leaf for tree in parts for path, leaf in trees.items(_copy(tree))}
+    if not found:
+        raise plugin.UserError(
+            "config.optimizer.type: vla smoke compares gradients by the optimizer's first moment, "
+            "and this one keeps none; expected 'adamw' or 'muon': --config.optimizer.type=adamw"
+        )
+    return found
 
 
 def _two_and_two(config, plan, train_step, placed) -> dict[str, Any]:

@@ -21,11 +21,14 @@ class Trash:
         self._folder, self._thread = place / FOLDER, None
         self._work()
 
-    def empty(self) -> None:
-        """Begins to delete what lies there; training need not wait for that."""
+    def empty(self, wait: bool = False) -> None:
+        """Begins to delete what lies there; training need not wait for that, unless for room."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="trash", daemon=True)
             self._thread.start()
+        if wait:
+            self._thread.join()
+            self._work()  # what came since it began to look
 
     def close(self) -> None:
         """Returns when all is deleted."""

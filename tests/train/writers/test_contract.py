@@ -7,11 +7,15 @@ import pathlib
 import struct
 import sys
 import time
+import types
 
+import jax
 import numpy as np
 import pytest
 
+from tests.train import toy
 from vla_jax import plugin
+from vla_jax.train import log
 
 NAMES = plugin.names("train.writers")
 # writer -> the package, an extra of that name, that it needs beyond the core's
@@ -98,4 +102,29 @@ def test_without_its_package_a_writer_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(plugin.UserError, match=r"pip install -e .\[wandb\]"):
         plugin.module("train.writers", "wandb").make(str(tmp_path))
+    with pytest.raises(plugin.UserError, match=r"pip install -e .\[wandb\]"):
+        log.check_writers(("jsonl", "wandb"), str(tmp_path))
+    config = toy.config(writers=("jsonl", "wandb"))
+    with pytest.raises(plugin.UserError, match=r"pip install -e .\[wandb\]"):
+        toy.run(config, tmp_path / "run", devices=jax.devices()[:1], ready=pytest.fail)
     assert not list(tmp_path.iterdir())
+
+
+def test_offline_files_cannot_lie_in_a_bucket(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace())
+    with pytest.raises(plugin.UserError, match="WANDB_MODE=offline: .* local --workdir"):
+        log.check_writers(("wandb",), "gs://bucket/run")
+
+
+def test_who_has_not_logged_in_is_told_how(tmp_path, monkeypatch):
+    class Refused(Exception):
+        pass
+
+    def init(**_):
+        raise Refused("No API key configured")
+
+    errors = types.SimpleNamespace(Error=Refused)
+    stand_in = dict(init=init, errors=errors, teardown=None, Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(**stand_in))
+    with pytest.raises(plugin.UserError, match="No API key.*`wandb login`"):
+        plugin.module("train.writers", "wandb").make(str(tmp_path))

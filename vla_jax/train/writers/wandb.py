@@ -25,30 +25,33 @@ class Writer:
     """Logs all metrics over `train_step`."""
 
     def __init__(self, workdir: str):
+        check(workdir)
         wandb = _package()
         self._teardown = wandb.teardown
         self._close = contextlib.ExitStack()
-        if storage.is_url(workdir) and os.environ.get("WANDB_MODE") == "offline":
-            raise plugin.UserError(
-                f"WANDB_MODE=offline: its files cannot lie in {workdir}, where --workdir is; leave "
-                "'wandb' out of config.writers, or take a local --workdir"
-            )
         if storage.is_url(workdir):
             local = self._close.enter_context(tempfile.TemporaryDirectory())
         else:
             local = storage.absolute(workdir)
             os.makedirs(local, exist_ok=True)
         config = storage.join(workdir, "config.json")
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "vla_jax"),
-            name=storage.name(storage.absolute(workdir)),
-            id=_id(workdir),
-            resume="allow",
-            dir=local,
-            config=json.loads(storage.read(config)) if storage.is_file(config) else None,
-            # No second copy of the terminal's text, no links that point to the newest run.
-            settings=wandb.Settings(console="off", silent=True, symlink=False),
-        )
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "vla_jax"),
+                name=storage.name(storage.absolute(workdir)),
+                id=_id(workdir),
+                resume="allow",
+                dir=local,
+                config=json.loads(storage.read(config)) if storage.is_file(config) else None,
+                # No second copy of the terminal's text, no links that point to the newest run.
+                settings=wandb.Settings(console="off", silent=True, symlink=False),
+            )
+        except wandb.errors.Error as error:
+            self._close.close()
+            raise plugin.UserError(
+                f"config.writers: 'wandb' could not begin its run: {error}; give `wandb login`, or "
+                "set WANDB_API_KEY, or WANDB_MODE=offline"
+            ) from error
         self._run.define_metric("train_step")
         self._run.define_metric("*", step_metric="train_step")
 
@@ -64,8 +67,18 @@ class Writer:
 
 
 def make(workdir: str) -> Writer:
-    """The writer of a run's folder; UserError where the package is not installed."""
+    """The writer of a run's folder; UserError as `check`, and where nobody has logged in."""
     return Writer(workdir)
+
+
+def check(workdir: str) -> None:
+    """UserError without the package, and for an offline run whose folder is a bucket's."""
+    _package()
+    if storage.is_url(workdir) and os.environ.get("WANDB_MODE") == "offline":
+        raise plugin.UserError(
+            f"WANDB_MODE=offline: its files cannot lie in {workdir}, where --workdir is; leave "
+            "'wandb' out of config.writers, or take a local --workdir"
+        )
 
 
 def _id(workdir: str) -> str:

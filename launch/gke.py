@@ -8,7 +8,8 @@
 One pod per host, one process per pod; each finds its place by the variables that stand in its spec
 (parallel/launchers.py). A pod that ends with 75 (saved, run me again) or 76 (another one is gone),
 is taken away or is killed makes JobSet begin all of them again, at most `--restarts` times: the
-training goes on from its last save. Every other failure ends the job. `--delete` deletes it.
+training goes on from its last save. A mistake (2, on every host) ends the job. `--delete` deletes
+it.
 The cluster needs JobSet 0.7 or newer and a node pool of the kind asked for; the image holds this
 project, set up, in `--project`. Not tried on a cluster: none was at hand.
 """

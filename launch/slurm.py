@@ -1,7 +1,7 @@
 """Trains on a SLURM cluster of GPUs: writes the job's script and hands it to sbatch.
 
   python launch/slurm.py --nodes 8 --gpus 8 --time 24:00:00 --partition h100 -- \\
-      --config configs/octo_base.py --workdir /shared/runs/octo
+      --config configs/octo_base.py:data=/shared/bridge --workdir /shared/runs/octo
   … --dry-run                                     prints the script, submits nothing
 
 One process per GPU; each finds the others by SLURM's variables (parallel/processes.py). The

@@ -1,14 +1,17 @@
 """Trains on Google Kubernetes Engine: renders a JobSet and hands it to kubectl.
 
   python launch/gke.py --name octo --image REGION-docker.pkg.dev/P/R/vla_jax:1 --tpu v5e:16x16 \\
-      --spot -- --config configs/octo_base.py --workdir gs://bucket/runs/octo
-  python launch/gke.py --name octo --image … --gpu nvidia-h100-80gb:8 --nodes 4 -- …
+      --spot -- --config configs/octo_base.py:data=gs://bucket/bridge \\
+      --workdir gs://bucket/runs/octo
+  python launch/gke.py --name octo --image … --gpu nvidia-h100-80gb:8 --nodes 4 \\
+      --claim runs:/mnt/shared -- … --workdir /mnt/shared/runs/octo
   … --dry-run                                     prints the YAML, creates nothing
 
 One pod per host, one process per pod; each finds its place by the variables that stand in its spec
 (parallel/launchers.py). A pod that ends with 75 (saved, run me again) or 76 (another one is gone),
 is taken away or is killed makes JobSet begin all of them again, at most `--restarts` times: the
-training goes on from its last save. Every other failure ends the job. `--delete` deletes it.
+training goes on from its last save. A mistake (2, on every host) ends the job. `--delete` deletes
+it.
 The cluster needs JobSet 0.7 or newer and a node pool of the kind asked for; the image holds this
 project, set up, in `--project`. Not tried on a cluster: none was at hand.
 """
@@ -17,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import pathlib
+import posixpath
 import re
 import shlex
 import subprocess
@@ -91,7 +96,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
-    """The JobSet as Kubernetes reads it; ValueError for chips or shapes that there are not."""
+    """The JobSet as Kubernetes reads it.
+
+    ValueError for chips or shapes that there are not, and for a workdir that ends with its pod.
+    """
+    _check_workdir(arguments, words)
     hosts, replicas, selector, resource, platform = _machines(arguments)
     if arguments.spot:
         selector["cloud.google.com/gke-spot"] = "true"
@@ -191,6 +200,26 @@ exec vla train {shlex.join(words)}"""  # exec: SIGTERM reaches the training
         "securityContext": {"privileged": platform == "tpu"},
         "volumeMounts": mounts,
     }
+
+
+def _check_workdir(arguments: argparse.Namespace, words: list[str]) -> None:
+    """ValueError for a --workdir on a pod's own disk: each would write there, and lose it."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--workdir")
+    try:
+        workdir = parser.parse_known_args(words)[0].workdir
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if workdir is None or "://" in workdir:
+        return
+    place = pathlib.PurePosixPath(posixpath.normpath(posixpath.join(arguments.project, workdir)))
+    shared = [path for _, path in _claims(arguments)]
+    if not any(place.is_relative_to(posixpath.normpath(path)) for path in shared):
+        raise ValueError(
+            f"--workdir: got {workdir!r}, which lies on each pod's own disk and ends with it; "
+            f"expected gs://… or a folder below a --claim CLAIM:/path; claims: "
+            f"{', '.join(shared) or 'none'}"
+        )
 
 
 def _claims(arguments: argparse.Namespace) -> list[tuple[str, str]]:

@@ -1,13 +1,14 @@
 """Trains on a SLURM cluster of GPUs: writes the job's script and hands it to sbatch.
 
   python launch/slurm.py --nodes 8 --gpus 8 --time 24:00:00 --partition h100 -- \\
-      --config configs/octo_base.py --workdir /shared/runs/octo
+      --config configs/octo_base.py:data=/shared/bridge --workdir /shared/runs/octo
   … --dry-run                                     prints the script, submits nothing
 
 One process per GPU; each finds the others by SLURM's variables (parallel/processes.py). The
 workdir lies where every node can reach it. SLURM sends SIGTERM three minutes before the time is up
 or the job is preempted: the training saves and exits with 75, and the job queues itself again and
-goes on. Not tried on a cluster: none was at hand.
+goes on; so it does when a process or a host dies. A mistake (2, on every host) ends it. Not tried
+on a cluster: none was at hand.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import subprocess
 import sys
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-PREEMPTED, LOST = 75, 76  # vla train: saved; another process is gone. Both: run me again
+# vla train: 75 saved, 76 another process is gone. 134 jax aborts when process 0 is dead, 137 and
+# 143 a process was killed. srun returns the highest code of all.
+AGAIN = (75, 76, 134, 137, 143)
 WARNING = 180  # seconds between SIGTERM and the end: a save takes less
 
 
@@ -79,7 +82,7 @@ eval "$(.venv/bin/python launch/flags.py gpu)"
 # One process that ends badly ends all: the others would wait for it.
 srun --kill-on-bad-exit=1 .venv/bin/vla train {shlex.join(words)}
 code=$?
-case "$code" in {PREEMPTED} | {LOST}) scontrol requeue "$SLURM_JOB_ID" ;; esac
+case "$code" in {" | ".join(map(str, AGAIN))}) scontrol requeue "$SLURM_JOB_ID" ;; esac
 exit "$code"
 """
 

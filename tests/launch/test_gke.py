@@ -157,6 +157,30 @@ def test_it_is_handed_to_kubectl(tmp_path, monkeypatch, capsys):
     assert calls == ["--namespace lab create -f -", "--namespace default delete jobset octo"]
 
 
+@pytest.mark.parametrize("form", [("--workdir", "{}"), ("--workdir={}",)])
+@pytest.mark.parametrize(
+    "workdir, lasts",
+    [
+        ("gs://b/runs/x", True),
+        ("/mnt/shared/runs/x", True),
+        ("../mnt/shared/x", True),  # from /vla_jax
+        ("/mnt/sharedx/runs", False),
+        ("/mnt/shared/../own", False),
+        ("runs/x", False),
+    ],
+)
+def test_a_workdir_outlives_its_pod(form, workdir, lasts, capsys):
+    words = ["--config", "c.py", *(part.format(workdir) for part in form), "--config.steps=3"]
+    given = [*GPU, "--claim", "disk:/mnt/shared/", "--dry-run", "--", *words]
+    if lasts:
+        assert gke.main(given) == 0
+        return
+    with pytest.raises(SystemExit) as stopped:
+        gke.main(given)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and repr(workdir) in said and "claims: /mnt/shared/" in said
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

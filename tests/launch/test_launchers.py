@@ -32,7 +32,8 @@ def test_the_slurm_script(capsys):
 
 
 @pytest.mark.parametrize(
-    "code, queued", [(75, ["requeue 7"]), (76, ["requeue 7"]), (1, []), (0, [])]
+    "code, queued",
+    [*((code, ["requeue 7"]) for code in (75, 76, 134, 137, 143)), (0, []), (1, []), (2, [])],
 )
 def test_the_slurm_script_queues_itself_again(tmp_path, monkeypatch, capsys, code, queued):
     """Run with stand-ins for srun and scontrol, in a folder that looks like a checkout."""

@@ -85,6 +85,19 @@ class OfSlice(Device):
     slice_index: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Tpu(OfSlice):
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+def torus(kind: str, shape: tuple[int, int, int], slices: int = 1) -> list[Tpu]:
+    """The chips of slices of TPUs, as jax lists them: four to a host."""
+    places = [(x, y, z) for z in range(shape[2]) for y in range(shape[1]) for x in range(shape[0])]
+    made = [(number, place) for number in range(slices) for place in places]
+    return [Tpu(i, i // 4, "tpu", kind, n, place) for i, (n, place) in enumerate(made)]
+
+
 def hosts(count: int, each: int, shuffled: bool = False) -> list[Device]:
     made = [Device(i, i // each) for i in range(count * each)]
     return list(np.random.default_rng(0).permutation(np.array(made))) if shuffled else made
@@ -133,6 +146,30 @@ def test_one_host_keeps_its_order():
     assert list(meshes.order((2, 2, 2, 1), hosts(1, 8)).flat) == hosts(1, 8)
     made = meshes.make({"data": 2, "fsdp": 2, "tensor": 2})
     assert [d.id for d in made.devices.flat] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "kind, shape, sizes, slices",
+    [
+        ("TPU v6 lite", (16, 16, 1), (32, 8, 1, 1), 1),
+        ("TPU v6 lite", (16, 16, 1), (32, 8, 2, 1), 2),
+        ("TPU v5 lite", (16, 16, 1), (32, 8, 1, 1), 1),
+        ("TPU v4", (4, 4, 4), (8, 8, 1, 1), 1),
+        ("TPU v5", (4, 4, 4), (2, 32, 1, 1), 1),
+    ],
+)
+def test_an_axis_that_fits_no_whole_links_of_a_torus(kind, shape, sizes, slices):
+    devices = torus(kind, shape, slices)
+    found = meshes.order(sizes, devices)
+    assert found.shape == sizes and set(found.flat) == set(devices)
+    assert not any(across(found, axis, "slice_index") for axis in (1, 2, 3))
+
+
+def test_an_axis_that_fits_whole_links_keeps_them():
+    found = meshes.order((16, 16, 1, 1), torus("TPU v6 lite", (16, 16, 1)))
+    for row in found[:, :, 0, 0]:  # a ring: all chips of one coordinate
+        x, y, _ = zip(*(device.coords for device in row))
+        assert len(set(x)) == 1 or len(set(y)) == 1
 
 
 @pytest.mark.parametrize(

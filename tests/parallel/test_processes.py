@@ -10,6 +10,9 @@ import sys
 
 import pytest
 
+from vla_jax import plugin
+from vla_jax.parallel import processes, watch
+
 PROJECT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Process 1 compiles what runs on all devices DELAY seconds longer. Whoever has run it says when its
 # own compilation had ended, and when the run had.
@@ -76,6 +79,17 @@ def two(tmp_path, delay: float, waits: bool = True) -> list[dict]:
     files = [pathlib.Path(f"{file}-{number}") for number in range(2)]
     assert all(path.exists() for path in files), said
     return [json.loads(path.read_text()) for path in files]
+
+
+@pytest.mark.parametrize(
+    "error, code", [(plugin.UserError("a typo"), 2), (OSError("no disk"), watch.LOST)]
+)
+def test_the_others_end_as_after_a_mistake_only_after_one(monkeypatch, error, code):
+    said = []
+    monkeypatch.setattr(watch.Watch, "_say", lambda self, line: said.append(line))
+    monkeypatch.setattr(processes, "_watch", object.__new__(watch.Watch))
+    processes.note_error(type(error), error, None)
+    assert said == [f"failed {code} {type(error).__name__}: {error}"]
 
 
 def check(found: list[dict]) -> None:

@@ -30,8 +30,8 @@ for line in sys.stdin:
         made.leave()
         time.sleep(2.5)
         sys.exit(0)
-    elif line == "failed\\n":
-        made.failed("ValueError: no such robot")
+    elif line.startswith("failed "):
+        made.failed("ValueError: no such robot", int(line.split()[1]))
         sys.exit(1)
 """
 
@@ -56,11 +56,11 @@ def started(tmp_path):
         process.wait()
 
 
-def survivors(started, gone: int) -> list[str]:
-    """What those left have said; they must have ended with LOST."""
+def survivors(started, gone: int, code: int = watch.LOST) -> list[str]:
+    """What those left have said; they must have ended with `code`."""
     left = [process for process in started if process is not started[gone]]
     for process in left:
-        assert process.wait(timeout=60) == watch.LOST
+        assert process.wait(timeout=60) == code
     return [process.stderr.read() for process in left]
 
 
@@ -83,12 +83,14 @@ def test_a_host_that_falls_silent_is_named(started, gone):
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("gone", [0, 1])
-def test_an_error_ends_the_others_with_its_words(started, gone):
-    started[gone].stdin.write("failed\n")
+@pytest.mark.parametrize("gone, code", [(0, 2), (1, 2), (1, watch.LOST)])
+def test_an_error_ends_the_others_with_its_words_and_code(started, gone, code):
+    started[gone].stdin.write(f"failed {code}\n")
     started[gone].stdin.flush()
-    for said in survivors(started, gone):
+    for said in survivors(started, gone, code):
         assert f"process {gone} (" in said and "it failed: ValueError: no such robot" in said
+        assert f"with exit code {code}." in said
+        assert ("Give the same command again" in said) == (code == watch.LOST)
 
 
 def test_who_leaves_is_not_missed(started):

@@ -11,7 +11,8 @@ from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.cli import main
 from vla_jax.parallel import chips
-from vla_jax.train import plan, search, smoke
+from vla_jax.parallel import mesh as meshes
+from vla_jax.train import plan, search, smoke, start
 
 GIVEN = config_lib.MeshConfig()
 
@@ -88,6 +89,23 @@ def test_only_what_can_win_is_compiled(config, machine):
     assert found["counts"]["refused"] == 3 and found["counts"]["not needed"] == 3 + 2 + 1 + 3 * 2
     said = search.text(found, config)
     assert "the best: --config.mesh.data=" in said and "heads do not divide" in said
+
+
+def test_a_batch_that_divides_only_as_a_multiple_is_tried(config, machine, monkeypatch):
+    """8 rows over 8 devices in 3 microbatches: 24 rows divide, 8 and 16 do not."""
+
+    def state_bytes(config, found):
+        start.check_batches(config, meshes.make(dataclasses.asdict(config.mesh), found))
+        return 0
+
+    monkeypatch.setattr(search, "state_bytes", state_bytes)
+    optimizer = dataclasses.replace(config.optimizer, accumulation=3)
+    thirds = dataclasses.replace(config, optimizer=optimizer)
+    search.search(thirds, chips.CHIPS["h100"], jax.devices(), factors=(1, 2, 3))
+    assert any(rows == 24 for _, _, rows in machine.tried)
+    machine.tried.clear()
+    found = search.search(thirds, chips.CHIPS["h100"], jax.devices(), factors=(1, 2))
+    assert not machine.tried and "not divisible" in found["rows"][0]["why"]
 
 
 def test_time_runs_out(config, machine):

@@ -22,7 +22,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from vla_jax import plugin
-from vla_jax.parallel import chips
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = ("data", "fsdp")
@@ -65,9 +64,8 @@ def order(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     would reach from one part into another.
     """
     sizes, devices = tuple(sizes), list(devices)
-    # As jax.make_mesh: v5e's links form no torus, which logical axes may cut as they like.
-    chip = chips.of_kind(devices[0].device_kind)
-    split = dict(allow_split_physical_axes=chip is not None and chip.name == "v5e")
+    # jax cuts a ring of the torus only where whole ones do not fit, as for fsdp=8 on 16x16.
+    split = dict(allow_split_physical_axes=True)
     numbered = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
     parts = collections.Counter(getattr(device, numbered) for device in devices)
     on_one_network = numbered == "process_index" and devices[0].platform == "tpu"

@@ -28,6 +28,7 @@ HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is 
 
 PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
 SHOWN = 5  # differences of a process that are spelled out
+MISTAKE = 2  # exit code of a command that ends with a UserError, on every host
 NAMES = "vla_jax/name"  # / number: what a process is called
 
 _watch: watch.Watch | None = None
@@ -96,7 +97,7 @@ def together() -> Iterator[None]:
     """Joins the others for the work in the block: none of them waits for one that is gone.
 
     When a process dies or its block raises, the others say which and why, and end with exit code
-    `watch.LOST`. See `watch.py`.
+    `watch.LOST`, after a UserError with `MISTAKE`: again, it would end the same. See `watch.py`.
     """
     global _watch
     initialize()
@@ -125,7 +126,8 @@ def note_error(kind: type | None, error: BaseException | None, _) -> None:
     if isinstance(error, KnownToAll) and _watch is not None:
         _watch.leave()
     elif error is not None and _watch is not None:
-        _watch.failed(f"{kind.__name__}: {error}")
+        code = MISTAKE if isinstance(error, plugin.UserError) else watch.LOST
+        _watch.failed(f"{kind.__name__}: {error}", code)
 
 
 def tell(text: str) -> str:

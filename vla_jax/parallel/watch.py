@@ -58,9 +58,9 @@ class Watch:
         with contextlib.suppress(OSError):  # the watcher has ended
             self._watcher.stdin.close()
 
-    def failed(self, why: str) -> None:
-        """This process is about to end with an error: the others need not wait for it."""
-        self._say("failed " + " ".join(why.split())[:500])
+    def failed(self, why: str, code: int = LOST) -> None:
+        """This process is about to end with an error: the others end too, with `code`."""
+        self._say(f"failed {code} " + " ".join(why.split())[:500])
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # the watcher has ended
@@ -69,8 +69,9 @@ class Watch:
 
     def _obey(self) -> None:
         for line in self._watcher.stdout:
-            if line.strip() == "gone":
-                os._exit(LOST)  # the main thread may wait for the dead process for ever
+            word, _, code = line.partition(" ")
+            if word == "gone":
+                os._exit(int(code))  # the main thread may wait for the dead process for ever
         self._watcher.wait()
 
 
@@ -147,7 +148,7 @@ class _Watcher:
                 elif silence > self.settings["silence"] and not peer.left:
                     self._gone(peer.name, f"nothing heard of it for {silence:.0f} s")
             if self.failure and now > self.failure[0]:
-                self._tell(failed=self.failure[1])
+                self._tell(failed=self.failure[1], code=self.failure[2])
                 for peer in self._known():
                     peer.hang_up()
                 return
@@ -211,9 +212,9 @@ class _Watcher:
             elif "leave" in message:
                 peer.left = True
             elif "failed" in message:
-                self._gone(peer.name, f"it failed: {message['failed']}")
+                self._gone(peer.name, f"it failed: {message['failed']}", message["code"])
             elif "gone" in message:
-                self._gone(message["gone"], message["why"])
+                self._gone(message["gone"], message["why"], message["code"])
 
     def _drop(self, peer: _Peer) -> None:
         self.selector.unregister(peer.connection)
@@ -232,21 +233,21 @@ class _Watcher:
                 self.left = True
                 self._tell(leave=True)
             elif word == "failed":
-                self.failure = (time.monotonic() + PATIENCE, rest)
+                code, _, why = rest.partition(" ")
+                self.failure = (time.monotonic() + PATIENCE, why, int(code))
 
-    def _gone(self, name: str, why: str) -> None:
+    def _gone(self, name: str, why: str, code: int = LOST) -> None:
         """Says so here and to the others, and ends the process that it belongs to."""
-        self._tell(gone=name, why=why)
+        self._tell(gone=name, why=why, code=code)
         if not self.left:
-            print(
-                f"vla: {name} is gone: {why}. {self.settings['name']} ends too, with exit code "
-                f"{LOST}. Give the same command again on every host: the run goes on from its last "
-                "checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"vla: {name} is gone: {why}. {self.settings['name']} ends too, with exit code "
+            text += f"{code}."
+            if code == LOST:
+                text += " Give the same command again on every host: the run goes on from its last "
+                text += "checkpoint."
+            print(text, file=sys.stderr, flush=True)
             with contextlib.suppress(OSError):
-                print("gone", flush=True)
+                print(f"gone {code}", flush=True)
             self._end_parent()
         sys.exit(0)
 

@@ -56,7 +56,7 @@ def search(
         return outcome
 
     for mesh in shapes(len(found), config.mesh):
-        outcome = _state(config, chip, found, mesh)
+        outcome = _state(config, chip, found, mesh, factors)
         if outcome is not None:
             add(outcome.pop("outcome"), mesh, None, 0, **outcome)
             continue
@@ -143,9 +143,12 @@ def text(found: dict[str, Any], config: config_lib.TrainConfig, top: int = 20) -
     return "\n".join(lines)
 
 
-def _state(config, chip: chips.Chip, found: Sequence[jax.Device], mesh: dict) -> dict | None:
+def _state(
+    config, chip: chips.Chip, found: Sequence[jax.Device], mesh: dict, factors: Sequence[int]
+) -> dict | None:
     """Why no batch can be trained on this mesh, from shapes alone; None where one may be."""
-    small = changed(config, mesh, REMAT[-1], 1)
+    # The state is the same under every batch size; this one divides wherever one of them does.
+    small = changed(config, mesh, REMAT[-1], math.lcm(*factors))
     try:
         held = state_bytes(small, found)
     except plugin.UserError as error:

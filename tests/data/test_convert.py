@@ -200,6 +200,15 @@ def test_films_of_several_parts_are_found_by_time(tmp_path, monkeypatch):
     assert abs(stats[lerobot_sets.CAMERA]["mean"][0][0][0] * 255 - level.mean()) < 12
 
 
+def test_data_without_pictures_have_statistics_of_their_numbers(tmp_path):
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(3)])
+    without = ["steps/observation/images/primary"]
+    run(path, tmp_path / "new", to="lerobot", control_hz=10, without=without)
+    stats = json.loads((tmp_path / "new/meta/stats.json").read_text())
+    assert stats["action"]["max"] == [2, 6, 0, 1] and stats["action"]["count"] == [21]
+    assert stats["observation.state"]["max"][1] == pytest.approx(0.6)
+
+
 def test_several_splits_keep_their_names(fixtures_dir, tmp_path):
     path = fixtures_dir / "bridge_dataset" / "1.0.0"
     without = [f"steps/observation/image_{i}" for i in range(4)]

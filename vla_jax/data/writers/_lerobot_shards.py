@@ -68,7 +68,7 @@ def plan(job: Job, raw: recordings.Raw) -> dict:
         "masks": [n for n in fields if n.startswith(native.IMAGE_MASKS)],
         "task": task,
         "ours": ours,
-        "codec": None if job.pictures == "png" else job.pictures or "h264",
+        "codec": None if job.pictures == "png" or not pictures else job.pictures or "h264",
     }
     index, found = _shards.first(job, raw, list(fields))
     for name in made["metadata"]:

@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("path", help="the dataset's folder")
     add("--out", required=True, help="the new dataset's folder, new or empty")
     add("--to", required=True, help="rlds (array_record) or lerobot (v3.0)")
-    add("--split", help="one split or slice, train[:10] (default: all splits)")
+    add("--split", help="one split or slice, train[:10] (default: all, if they share no episode)")
     add("--standardizer", help="TYPE, TYPE:ROW or FILE.py:ROW, for the data in our nouns")
     add("--resize", help="HEIGHTxWIDTH of all pictures, e.g. 256x256")
     add("--method", default="area", help="of the resize: area, or tensorflow (Lanczos)")

@@ -28,7 +28,7 @@ import rich.console
 import rich.progress
 
 from vla_jax import plugin
-from vla_jax.data import images
+from vla_jax.data import images, recordings
 from vla_jax.data.sources import _files
 from vla_jax.data.writers import _lerobot_shards, _rlds_shards, _shards, _spool
 from vla_jax.data.writers._shards import Job, Part
@@ -60,7 +60,7 @@ def convert(
       path: the data set, of any format that `recordings` knows.
       out: where the new one will be; there is nothing until it is whole.
       to: "rlds" (array_record) or "lerobot" (v3.0).
-      split: one split or slice of the source; None: all that it has.
+      split: one split or slice of the source; None: all that it has, if they share no episode.
       name: of the new data set; None: the folder's.
       workers: processes; 0 = this one; None = as many as there are cores, at most 8.
       progress: whether to draw a bar on stderr.
@@ -173,7 +173,21 @@ def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, lis
     names = [_rlds_shards.recorded_name(part) for part in splits]
     if len(set(names)) < len(names):
         raise plugin.UserError(f"{path}: splits {splits} would share a name; give one by --split")
+    _check_apart(path, splits)
     return job, splits
+
+
+def _check_apart(path: str, splits: Sequence[str]) -> None:
+    """UserError where two splits hold an episode, as robomimic's filter keys do."""
+    owners: dict[str, str] = {}
+    for part in splits if len(splits) > 1 else ():
+        for episode in recordings.raw(path, part).ids():
+            owner = owners.setdefault(episode, part)
+            if owner != part:
+                raise plugin.UserError(
+                    f"{path}: splits {owner!r} and {part!r} both hold {episode}, which would be "
+                    f"written twice; name one of {list(splits)} by --split"
+                )
 
 
 def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dict]) -> dict:

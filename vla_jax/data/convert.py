@@ -227,13 +227,13 @@ def _planned(making: Making, target, job: Job, raw) -> dict:
 
 
 def _key(job: Job, raws: dict) -> str:
-    """A hash of the data, of the settings, and of the code that makes parts."""
-    here = pathlib.Path(__file__).parent
-    code = [(here / "writers" / f"{n}.py").read_text() for n in ("_rlds_shards", "_lerobot_shards")]
+    """A hash of the data, of the settings, of the standardizer, and of the code of data/."""
+    code = [file.read_text() for file in sorted(pathlib.Path(__file__).parent.rglob("*.py"))]
     told = {
         "job": dataclasses.asdict(job),
         "ids": {split: list(raw.ids()) for split, raw in raws.items()},
         "files": sorted(_stamps(job.path)),
+        "standardizer": getattr(next(iter(raws.values())), "made_by", None),
         "code": code,
     }
     text = json.dumps(told, sort_keys=True, default=str)

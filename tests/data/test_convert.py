@@ -305,3 +305,20 @@ def test_a_source_of_another_place_is_read_through_fsspec(tmp_path):
     finally:
         system.rm("/convert_old", recursive=True)
     same_table(recordings.recorded(path)[0], recordings.recorded(tmp_path / "new")[0])
+
+
+def test_steps_per_second_are_the_source_s_or_the_action_space_s(tmp_path):
+    path, out = lerobot_sets.write_v21(tmp_path / "old", kind="image"), tmp_path / "new"
+    with pytest.raises(plugin.UserError, match="--hz: got 5.*says 10"):
+        run(path, out, to="lerobot", control_hz=5.0)
+    droid = {
+        "episode_metadata/embodiment": [b"franka"],
+        "episode_metadata/action_space": [b"franka_droid"],
+    }
+    ours = write_folder(tmp_path / "ours", [episode(i, **droid) for i in range(2)])
+    run(ours, out, to="lerobot", pictures="png")
+    assert recordings.raw(out).fps == 15  # the robot's own are 20
+    droid["episode_metadata/action_space"] = [b"franka_of_nobody"]
+    ours = write_folder(tmp_path / "odd", [episode(i, **droid) for i in range(2)])
+    with pytest.raises(plugin.UserError, match="does not say.*give --hz"):
+        run(ours, tmp_path / "none", to="lerobot")

@@ -322,3 +322,15 @@ def test_steps_per_second_are_the_source_s_or_the_action_space_s(tmp_path):
     ours = write_folder(tmp_path / "odd", [episode(i, **droid) for i in range(2)])
     with pytest.raises(plugin.UserError, match="does not say.*give --hz"):
         run(ours, tmp_path / "none", to="lerobot")
+
+
+def test_a_standardizer_s_bad_episodes_are_left_out_and_counted(tmp_path):
+    episodes = [episode(i) for i in range(4)]
+    episodes[2]["steps/action"][3, 1] = np.nan
+    path = write_folder(tmp_path / "old", episodes, shards=1)
+    given = dict(to="rlds", standardizer="native")
+    with pytest.raises(plugin.UserError, match="record 2.*dim 1 is nan"):
+        run(path, tmp_path / "new", **given)
+    done = run(path, tmp_path / "new", bad_episodes="skip", **given)
+    assert done["episodes"] == 3 and len(done["skipped"]) == 1 and "record 2" in done["skipped"][0]
+    assert list(recordings.recorded(tmp_path / "new")[0].ids) == ["e0", "e1", "e3"]

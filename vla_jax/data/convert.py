@@ -92,7 +92,10 @@ def convert(
         shutil.rmtree(making.built, ignore_errors=True)
         target.finish(job, plan, parts, made, making.parts, making.built)
         making.publish()
-    return _told(job, making.out, parts, made) | {"seconds": round(time.monotonic() - begun, 1)}
+    left_out = [message for raw in raws.values() for message in getattr(raw, "skipped", ())]
+    return _told(job, making.out, parts, made, left_out) | {
+        "seconds": round(time.monotonic() - begun, 1)
+    }
 
 
 def write_part(job: Job, plan: dict, part: Part, folder: str) -> dict:
@@ -190,7 +193,7 @@ def _check_apart(path: str, splits: Sequence[str]) -> None:
                 )
 
 
-def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dict]) -> dict:
+def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dict], left_out):
     """What was written, as JSON."""
     splits: dict[str, int] = {}
     for part, found in zip(parts, made, strict=True):
@@ -204,7 +207,7 @@ def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dic
         "episodes": sum(splits.values()),
         "steps": sum(found["steps"] for found in made),
         "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
-        "skipped": [message for found in made for message in found["skipped"]],
+        "skipped": [*left_out, *(message for found in made for message in found["skipped"])],
     }
 
 

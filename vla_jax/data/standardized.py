@@ -31,6 +31,7 @@ class Standardized:
       path: the data set.
       split: one that `recordings.recorded` takes; None: `train`.
       standardizer: as `recordings.standardizer` reads it, "oxe:bridge".
+      bad_episodes: "error", or "skip" to leave out, and name in `skipped`, those that do not fit.
 
     `made_by` changes with the standardizer's row and with the code that reads it. Raises UserError
     as `recordings.recorded` does.
@@ -38,13 +39,16 @@ class Standardized:
 
     kind = "standardized"
 
-    def __init__(self, path: str, split: str | None, standardizer: str):
+    def __init__(
+        self, path: str, split: str | None, standardizer: str, bad_episodes: str = "error"
+    ):
         spec = recordings.standardizer(standardizer)
         self.made_by = _made_by(path, spec)
         self.splits = recordings.raw(path).splits
         split = split or ("train" if "train" in self.splits else next(iter(self.splits), "train"))
-        table, self._read = recordings.recorded(path, standardizer=spec, split=split)
-        self._table, self.name = table, table.name
+        how = dict(standardizer=spec, split=split, bad_samples=bad_episodes)
+        table, self._read = recordings.recorded(path, **how)
+        self._table, self.name, self.skipped = table, table.name, table.skipped
         self._metadata = {
             name: list(values)
             for name, values in table.metadata.items()

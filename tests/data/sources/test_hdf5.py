@@ -182,7 +182,9 @@ def test_splits_that_share_episodes_are_converted_one_by_one(tmp_path):
         file["mask/valid"] = np.asarray([b"demo_1"])
 
     path, given = write_libero(tmp_path / "a_demo.hdf5", change=masks), dict(to="rlds", workers=0)
-    with pytest.raises(plugin.UserError, match="'train' and 'all' both hold a_demo/demo_0.*--split"):
+    with pytest.raises(
+        plugin.UserError, match="'train' and 'all' both hold a_demo/demo_0.*--split"
+    ):
         convert.convert(path, tmp_path / "new", progress=False, **given)
     done = convert.convert(path, tmp_path / "new", progress=False, split="train", **given)
     assert done["splits"] == {"train": 2}

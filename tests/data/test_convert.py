@@ -334,3 +334,15 @@ def test_a_standardizer_s_bad_episodes_are_left_out_and_counted(tmp_path):
     done = run(path, tmp_path / "new", bad_episodes="skip", **given)
     assert done["episodes"] == 3 and len(done["skipped"]) == 1 and "record 2" in done["skipped"][0]
     assert list(recordings.recorded(tmp_path / "new")[0].ids) == ["e0", "e1", "e3"]
+
+
+def test_our_lerobot_data_keep_what_stands_beside_them(tmp_path):
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])
+    run(path, tmp_path / "ours", to="lerobot", control_hz=10, pictures="png")
+    with pytest.raises(plugin.UserError, match="action_space.*--standardizer native"):
+        run(tmp_path / "ours", tmp_path / "new", to="rlds")
+    run(tmp_path / "ours", tmp_path / "new", to="rlds", standardizer="native", pictures="png")
+    old, new = (recordings.recorded(tmp_path / name)[0] for name in ("ours", "new"))
+    same_table(old, new)
+    assert (new.embodiment, new.action_space) == ("arm", "xyz_gripper")
+    np.testing.assert_array_equal(new.cameras["primary"], old.cameras["primary"])

@@ -172,6 +172,12 @@ def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, lis
     if job.control_hz is not None and not job.control_hz > 0:
         raise plugin.UserError(f"--hz: got {job.control_hz}, expected a number above 0")
     first = _shards.source(job, split)
+    if getattr(first, "beside", None):
+        reader = "native" if first.names_standardizer else "TYPE:ROW"
+        raise plugin.UserError(
+            f"{path}: as recorded, what stands beside the episodes ({', '.join(first.beside)}) "
+            f"would be lost; give --standardizer {reader}"
+        )
     splits = [split] if split else [n for n, count in first.splits.items() if count]
     names = [_rlds_shards.recorded_name(part) for part in splits]
     if len(set(names)) < len(names):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,3 +163,37 @@ def test_a_changed_row_begins_anew(tmp_path):
     found = recordings.raw(folder / "new").episode(1)["steps/observation/proprio/hand"]
     was = recordings.raw(path).episode(1)["steps/observation/proprio/hand"]
     np.testing.assert_array_equal(found, was[:, 1:])
+
+
+def test_another_conversion_to_the_folder_is_refused_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "there"
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])
+    with convert.Making(folder / "new", "key"):
+        begun = left(folder)
+        with pytest.raises(plugin.UserError, match="another program is converting"):
+            run(path, folder / "new", to="rlds")
+        assert left(folder) == begun
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_killed_when_all_is_there_the_same_command_says_so(tmp_path, monkeypatch, swept):
+    folder = tmp_path / "there"
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])
+
+    def killed(making, *error):
+        if swept:
+            shutil.rmtree(making.parts)
+        making._lock.release()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert.Making, "__exit__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, folder / "new", to="rlds")
+    assert len(left(folder)) == 2
+    with pytest.raises(plugin.UserError, match="not empty"):
+        run(path, folder / "new", to="rlds", resize=(8, 8))
+    done = run(path, folder / "new", to="rlds")
+    assert left(folder) == ["new"] and done["episodes"] == 2 and done["bytes"] > 0
+    with pytest.raises(plugin.UserError, match="not empty"):
+        run(path, folder / "new", to="rlds")

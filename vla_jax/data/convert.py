@@ -35,6 +35,7 @@ from vla_jax.data.writers._shards import Job, Part
 
 TARGETS = {"rlds": _rlds_shards, "lerobot": _lerobot_shards}
 SHARD = 50  # episodes of a part at most
+TOLD = "told.json"  # in the hidden folder: what is said of a data set that is whole
 PARTS = 16  # into which fewer are cut, for the workers
 BAD_EPISODES = ("error", "skip")
 
@@ -84,18 +85,18 @@ def convert(
     parts = _parts({part: len(raw) for part, raw in raws.items()})
     target, begun = TARGETS[to], time.monotonic()
     with Making(out, _key(job, raws)) as making:
-        plan = _planned(making, target, job, next(iter(raws.values())))
-        made = list(_run(job, plan, parts, making.parts, workers, progress))
-        if not any(told["episodes"] for told in made):
-            said = next((told["skipped"][0] for told in made if told["skipped"]), "")
-            raise plugin.UserError(f"{path}: no episode is whole, the first: {said}")
-        shutil.rmtree(making.built, ignore_errors=True)
-        target.finish(job, plan, parts, made, making.parts, making.built)
-        making.publish()
-    left_out = [message for raw in raws.values() for message in getattr(raw, "skipped", ())]
-    return _told(job, making.out, parts, made, left_out) | {
-        "seconds": round(time.monotonic() - begun, 1)
-    }
+        if making.told is None:
+            plan = _planned(making, target, job, next(iter(raws.values())))
+            made = list(_run(job, plan, parts, making.parts, workers, progress))
+            if not any(told["episodes"] for told in made):
+                said = next((told["skipped"][0] for told in made if told["skipped"]), "")
+                raise plugin.UserError(f"{path}: no episode is whole, the first: {said}")
+            shutil.rmtree(making.built, ignore_errors=True)
+            target.finish(job, plan, parts, made, making.parts, making.built)
+            left_out = [text for raw in raws.values() for text in getattr(raw, "skipped", ())]
+            making.tell(_told(job, making, parts, made, left_out))
+            making.publish()
+    return making.told | {"seconds": round(time.monotonic() - begun, 1)}
 
 
 def write_part(job: Job, plan: dict, part: Part, folder: str) -> dict:
@@ -117,21 +118,37 @@ class Making(_spool.Folder):
       out: where the data set will be.
       key: of what is converted; a folder of another key, that nobody writes, is removed.
 
-    Raises UserError when `out` is not empty, or another program is converting to it.
+    `told` is what a program of this key has said of the data set that it moved to `out`, if it was
+    killed before it had removed this folder. Raises UserError when `out` is not empty otherwise, or
+    another program is converting to it.
     """
 
     def __init__(self, out: str | os.PathLike, key: str):
-        super().__init__(out, key=key)
+        whole = _spool.kept(out, key) / TOLD
+        done = whole.is_file() and not (whole.parent / "built").exists()
+        super().__init__(out, replaces=done, key=key)
+        self.told = json.loads(whole.read_bytes()) if done and self.old else None
+        self.parts = self.folder / "parts"
         self._lock = filelock.FileLock(self.folder / "lock")
         self._take(self._lock)
-        for other in self.out.parent.glob(f".{self.out.name}.partial-{_spool.KEPT}*"):
-            if other != self.folder and other.is_dir():
-                lock = filelock.FileLock(other / "lock")
-                self._take(lock)
-                shutil.rmtree(other, ignore_errors=True)
-                lock.release()
-        self.parts = self.folder / "parts"
+        try:
+            for other in self.out.parent.glob(f".{self.out.name}.partial-{_spool.KEPT}*"):
+                if other != self.folder and other.is_dir():
+                    lock = filelock.FileLock(other / "lock")
+                    self._take(lock)
+                    shutil.rmtree(other, ignore_errors=True)
+                    lock.release()
+        except plugin.UserError:
+            if not self.parts.exists() and self.told is None:  # nothing to go on from
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.release()
+            raise
         self.parts.mkdir(exist_ok=True)
+
+    def tell(self, told: dict) -> None:
+        """Lays down what is to be said of `built`, for a rerun if this program is killed."""
+        self.told = told
+        _files.write(str(self.folder / TOLD), json.dumps(told).encode())
 
     def _take(self, lock: filelock.FileLock) -> None:
         try:
@@ -146,6 +163,9 @@ class Making(_spool.Folder):
         """Removes the folder, but for what a rerun can go on from."""
         wrong = isinstance(error, plugin.UserError) and not isinstance(error, WorkerKilled)
         if error is None or wrong:
+            for entry in self.folder.iterdir():  # TOLD last: until then a rerun sweeps up
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
             super().__exit__(kind, error, trace)
         self._lock.release()
 
@@ -199,7 +219,7 @@ def _check_apart(path: str, splits: Sequence[str]) -> None:
                 )
 
 
-def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dict], left_out):
+def _told(job: Job, making: Making, parts: Sequence[Part], made: Sequence[dict], left_out) -> dict:
     """What was written, as JSON."""
     splits: dict[str, int] = {}
     for part, found in zip(parts, made, strict=True):
@@ -207,12 +227,12 @@ def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dic
         splits[name] = splits.get(name, 0) + found["episodes"]
     return {
         "path": job.path,
-        "out": str(out),
+        "out": str(making.out),
         "to": job.to,
         "splits": splits,
         "episodes": sum(splits.values()),
         "steps": sum(found["steps"] for found in made),
-        "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        "bytes": sum(file.stat().st_size for file in making.built.rglob("*") if file.is_file()),
         "skipped": [*left_out, *(message for found in made for message in found["skipped"])],
     }
 

@@ -200,6 +200,15 @@ def test_films_of_several_parts_are_found_by_time(tmp_path, monkeypatch):
     assert abs(stats[lerobot_sets.CAMERA]["mean"][0][0][0] * 255 - level.mean()) < 12
 
 
+def test_data_without_pictures_have_statistics_of_their_numbers(tmp_path):
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(3)])
+    without = ["steps/observation/images/primary"]
+    run(path, tmp_path / "new", to="lerobot", control_hz=10, without=without)
+    stats = json.loads((tmp_path / "new/meta/stats.json").read_text())
+    assert stats["action"]["max"] == [2, 6, 0, 1] and stats["action"]["count"] == [21]
+    assert stats["observation.state"]["max"][1] == pytest.approx(0.6)
+
+
 def test_several_splits_keep_their_names(fixtures_dir, tmp_path):
     path = fixtures_dir / "bridge_dataset" / "1.0.0"
     without = [f"steps/observation/image_{i}" for i in range(4)]
@@ -296,3 +305,44 @@ def test_a_source_of_another_place_is_read_through_fsspec(tmp_path):
     finally:
         system.rm("/convert_old", recursive=True)
     same_table(recordings.recorded(path)[0], recordings.recorded(tmp_path / "new")[0])
+
+
+def test_steps_per_second_are_the_source_s_or_the_action_space_s(tmp_path):
+    path, out = lerobot_sets.write_v21(tmp_path / "old", kind="image"), tmp_path / "new"
+    with pytest.raises(plugin.UserError, match="--hz: got 5.*says 10"):
+        run(path, out, to="lerobot", control_hz=5.0)
+    droid = {
+        "episode_metadata/embodiment": [b"franka"],
+        "episode_metadata/action_space": [b"franka_droid"],
+    }
+    ours = write_folder(tmp_path / "ours", [episode(i, **droid) for i in range(2)])
+    run(ours, out, to="lerobot", pictures="png")
+    assert recordings.raw(out).fps == 15  # the robot's own are 20
+    droid["episode_metadata/action_space"] = [b"franka_of_nobody"]
+    ours = write_folder(tmp_path / "odd", [episode(i, **droid) for i in range(2)])
+    with pytest.raises(plugin.UserError, match="does not say.*give --hz"):
+        run(ours, tmp_path / "none", to="lerobot")
+
+
+def test_a_standardizer_s_bad_episodes_are_left_out_and_counted(tmp_path):
+    episodes = [episode(i) for i in range(4)]
+    episodes[2]["steps/action"][3, 1] = np.nan
+    path = write_folder(tmp_path / "old", episodes, shards=1)
+    given = dict(to="rlds", standardizer="native")
+    with pytest.raises(plugin.UserError, match="record 2.*dim 1 is nan"):
+        run(path, tmp_path / "new", **given)
+    done = run(path, tmp_path / "new", bad_episodes="skip", **given)
+    assert done["episodes"] == 3 and len(done["skipped"]) == 1 and "record 2" in done["skipped"][0]
+    assert list(recordings.recorded(tmp_path / "new")[0].ids) == ["e0", "e1", "e3"]
+
+
+def test_our_lerobot_data_keep_what_stands_beside_them(tmp_path):
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])
+    run(path, tmp_path / "ours", to="lerobot", control_hz=10, pictures="png")
+    with pytest.raises(plugin.UserError, match="action_space.*--standardizer native"):
+        run(tmp_path / "ours", tmp_path / "new", to="rlds")
+    run(tmp_path / "ours", tmp_path / "new", to="rlds", standardizer="native", pictures="png")
+    old, new = (recordings.recorded(tmp_path / name)[0] for name in ("ours", "new"))
+    same_table(old, new)
+    assert (new.embodiment, new.action_space) == ("arm", "xyz_gripper")
+    np.testing.assert_array_equal(new.cameras["primary"], old.cameras["primary"])

@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.data.conftest import episode, write_folder
@@ -128,3 +130,70 @@ def test_workers_make_the_same_though_one_is_killed(tmp_path):
     assert set(files) == set(again)
     shards = [name for name in files if "array_record" in name]
     assert len(shards) == 6 and all(files[name] == again[name] for name in shards)
+
+
+ROWS = """
+from vla_jax.data.standardizers._table import Row
+ROWS = {{"mine": Row(
+    embodiment="arm", action_space="xyz_gripper", action="action", views={{}},
+    proprio={{"hand": "observation/proprio/hand[{span}]"}}, language="language_instruction",
+)}}
+"""
+
+
+def test_a_changed_row_begins_anew(tmp_path):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(4)])
+    rows = tmp_path / "rows.py"
+    given = dict(to="rlds", standardizer=f"{rows}:mine")
+    rows.write_text(ROWS.format(span="0:3"))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def interrupted(*given):
+            raise KeyboardInterrupt
+
+        patch.setattr(convert.TARGETS["rlds"], "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, folder / "new", **given)
+    rows.write_text(ROWS.format(span="1:3") + "# another size: another .pyc")
+    convert._shards.source.cache_clear()
+    run(path, folder / "new", **given)
+    assert left(folder) == ["new"]
+    found = recordings.raw(folder / "new").episode(1)["steps/observation/proprio/hand"]
+    was = recordings.raw(path).episode(1)["steps/observation/proprio/hand"]
+    np.testing.assert_array_equal(found, was[:, 1:])
+
+
+def test_another_conversion_to_the_folder_is_refused_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "there"
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])
+    with convert.Making(folder / "new", "key"):
+        begun = left(folder)
+        with pytest.raises(plugin.UserError, match="another program is converting"):
+            run(path, folder / "new", to="rlds")
+        assert left(folder) == begun
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_killed_when_all_is_there_the_same_command_says_so(tmp_path, monkeypatch, swept):
+    folder = tmp_path / "there"
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])
+
+    def killed(making, *error):
+        if swept:
+            shutil.rmtree(making.parts)
+        making._lock.release()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert.Making, "__exit__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, folder / "new", to="rlds")
+    assert len(left(folder)) == 2
+    with pytest.raises(plugin.UserError, match="not empty"):
+        run(path, folder / "new", to="rlds", resize=(8, 8))
+    done = run(path, folder / "new", to="rlds")
+    assert left(folder) == ["new"] and done["episodes"] == 2 and done["bytes"] > 0
+    with pytest.raises(plugin.UserError, match="not empty"):
+        run(path, folder / "new", to="rlds")

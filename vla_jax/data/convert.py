@@ -28,13 +28,14 @@ import rich.console
 import rich.progress
 
 from vla_jax import plugin
-from vla_jax.data import images
+from vla_jax.data import images, recordings
 from vla_jax.data.sources import _files
 from vla_jax.data.writers import _lerobot_shards, _rlds_shards, _shards, _spool
 from vla_jax.data.writers._shards import Job, Part
 
 TARGETS = {"rlds": _rlds_shards, "lerobot": _lerobot_shards}
 SHARD = 50  # episodes of a part at most
+TOLD = "told.json"  # in the hidden folder: what is said of a data set that is whole
 PARTS = 16  # into which fewer are cut, for the workers
 BAD_EPISODES = ("error", "skip")
 
@@ -60,7 +61,7 @@ def convert(
       path: the data set, of any format that `recordings` knows.
       out: where the new one will be; there is nothing until it is whole.
       to: "rlds" (array_record) or "lerobot" (v3.0).
-      split: one split or slice of the source; None: all that it has.
+      split: one split or slice of the source; None: all that it has, if they share no episode.
       name: of the new data set; None: the folder's.
       workers: processes; 0 = this one; None = as many as there are cores, at most 8.
       progress: whether to draw a bar on stderr.
@@ -84,15 +85,18 @@ def convert(
     parts = _parts({part: len(raw) for part, raw in raws.items()})
     target, begun = TARGETS[to], time.monotonic()
     with Making(out, _key(job, raws)) as making:
-        plan = _planned(making, target, job, next(iter(raws.values())))
-        made = list(_run(job, plan, parts, making.parts, workers, progress))
-        if not any(told["episodes"] for told in made):
-            said = next((told["skipped"][0] for told in made if told["skipped"]), "")
-            raise plugin.UserError(f"{path}: no episode is whole, the first: {said}")
-        shutil.rmtree(making.built, ignore_errors=True)
-        target.finish(job, plan, parts, made, making.parts, making.built)
-        making.publish()
-    return _told(job, making.out, parts, made) | {"seconds": round(time.monotonic() - begun, 1)}
+        if making.told is None:
+            plan = _planned(making, target, job, next(iter(raws.values())))
+            made = list(_run(job, plan, parts, making.parts, workers, progress))
+            if not any(told["episodes"] for told in made):
+                said = next((told["skipped"][0] for told in made if told["skipped"]), "")
+                raise plugin.UserError(f"{path}: no episode is whole, the first: {said}")
+            shutil.rmtree(making.built, ignore_errors=True)
+            target.finish(job, plan, parts, made, making.parts, making.built)
+            left_out = [text for raw in raws.values() for text in getattr(raw, "skipped", ())]
+            making.tell(_told(job, making, parts, made, left_out))
+            making.publish()
+    return making.told | {"seconds": round(time.monotonic() - begun, 1)}
 
 
 def write_part(job: Job, plan: dict, part: Part, folder: str) -> dict:
@@ -114,21 +118,37 @@ class Making(_spool.Folder):
       out: where the data set will be.
       key: of what is converted; a folder of another key, that nobody writes, is removed.
 
-    Raises UserError when `out` is not empty, or another program is converting to it.
+    `told` is what a program of this key has said of the data set that it moved to `out`, if it was
+    killed before it had removed this folder. Raises UserError when `out` is not empty otherwise, or
+    another program is converting to it.
     """
 
     def __init__(self, out: str | os.PathLike, key: str):
-        super().__init__(out, key=key)
+        whole = _spool.kept(out, key) / TOLD
+        done = whole.is_file() and not (whole.parent / "built").exists()
+        super().__init__(out, replaces=done, key=key)
+        self.told = json.loads(whole.read_bytes()) if done and self.old else None
+        self.parts = self.folder / "parts"
         self._lock = filelock.FileLock(self.folder / "lock")
         self._take(self._lock)
-        for other in self.out.parent.glob(f".{self.out.name}.partial-{_spool.KEPT}*"):
-            if other != self.folder and other.is_dir():
-                lock = filelock.FileLock(other / "lock")
-                self._take(lock)
-                shutil.rmtree(other, ignore_errors=True)
-                lock.release()
-        self.parts = self.folder / "parts"
+        try:
+            for other in self.out.parent.glob(f".{self.out.name}.partial-{_spool.KEPT}*"):
+                if other != self.folder and other.is_dir():
+                    lock = filelock.FileLock(other / "lock")
+                    self._take(lock)
+                    shutil.rmtree(other, ignore_errors=True)
+                    lock.release()
+        except plugin.UserError:
+            if not self.parts.exists() and self.told is None:  # nothing to go on from
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.release()
+            raise
         self.parts.mkdir(exist_ok=True)
+
+    def tell(self, told: dict) -> None:
+        """Lays down what is to be said of `built`, for a rerun if this program is killed."""
+        self.told = told
+        _files.write(str(self.folder / TOLD), json.dumps(told).encode())
 
     def _take(self, lock: filelock.FileLock) -> None:
         try:
@@ -143,6 +163,9 @@ class Making(_spool.Folder):
         """Removes the folder, but for what a rerun can go on from."""
         wrong = isinstance(error, plugin.UserError) and not isinstance(error, WorkerKilled)
         if error is None or wrong:
+            for entry in self.folder.iterdir():  # TOLD last: until then a rerun sweeps up
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
             super().__exit__(kind, error, trace)
         self._lock.release()
 
@@ -169,14 +192,34 @@ def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, lis
     if job.control_hz is not None and not job.control_hz > 0:
         raise plugin.UserError(f"--hz: got {job.control_hz}, expected a number above 0")
     first = _shards.source(job, split)
+    if getattr(first, "beside", None):
+        reader = "native" if first.names_standardizer else "TYPE:ROW"
+        raise plugin.UserError(
+            f"{path}: as recorded, what stands beside the episodes ({', '.join(first.beside)}) "
+            f"would be lost; give --standardizer {reader}"
+        )
     splits = [split] if split else [n for n, count in first.splits.items() if count]
     names = [_rlds_shards.recorded_name(part) for part in splits]
     if len(set(names)) < len(names):
         raise plugin.UserError(f"{path}: splits {splits} would share a name; give one by --split")
+    _check_apart(path, splits)
     return job, splits
 
 
-def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dict]) -> dict:
+def _check_apart(path: str, splits: Sequence[str]) -> None:
+    """UserError where two splits hold an episode, as robomimic's filter keys do."""
+    owners: dict[str, str] = {}
+    for part in splits if len(splits) > 1 else ():
+        for episode in recordings.raw(path, part).ids():
+            owner = owners.setdefault(episode, part)
+            if owner != part:
+                raise plugin.UserError(
+                    f"{path}: splits {owner!r} and {part!r} both hold {episode}, which would be "
+                    f"written twice; name one of {list(splits)} by --split"
+                )
+
+
+def _told(job: Job, making: Making, parts: Sequence[Part], made: Sequence[dict], left_out) -> dict:
     """What was written, as JSON."""
     splits: dict[str, int] = {}
     for part, found in zip(parts, made, strict=True):
@@ -184,13 +227,13 @@ def _told(job: Job, out: pathlib.Path, parts: Sequence[Part], made: Sequence[dic
         splits[name] = splits.get(name, 0) + found["episodes"]
     return {
         "path": job.path,
-        "out": str(out),
+        "out": str(making.out),
         "to": job.to,
         "splits": splits,
         "episodes": sum(splits.values()),
         "steps": sum(found["steps"] for found in made),
-        "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
-        "skipped": [message for found in made for message in found["skipped"]],
+        "bytes": sum(file.stat().st_size for file in making.built.rglob("*") if file.is_file()),
+        "skipped": [*left_out, *(message for found in made for message in found["skipped"])],
     }
 
 
@@ -213,13 +256,13 @@ def _planned(making: Making, target, job: Job, raw) -> dict:
 
 
 def _key(job: Job, raws: dict) -> str:
-    """A hash of the data, of the settings, and of the code that makes parts."""
-    here = pathlib.Path(__file__).parent
-    code = [(here / "writers" / f"{n}.py").read_text() for n in ("_rlds_shards", "_lerobot_shards")]
+    """A hash of the data, of the settings, of the standardizer, and of the code of data/."""
+    code = [file.read_text() for file in sorted(pathlib.Path(__file__).parent.rglob("*.py"))]
     told = {
         "job": dataclasses.asdict(job),
         "ids": {split: list(raw.ids()) for split, raw in raws.items()},
         "files": sorted(_stamps(job.path)),
+        "standardizer": getattr(next(iter(raws.values())), "made_by", None),
         "code": code,
     }
     text = json.dumps(told, sort_keys=True, default=str)

@@ -4,7 +4,7 @@ A format is a file of data/sources/ with
 
     is_at(path) -> bool                                        looks at names only
     raw(path, split) -> Raw                                    as the source recorded them
-    recorded(path, *, standardizer, split) -> (Episodes, FrameReader)          in our nouns
+    recorded(path, *, standardizer, split, bad_samples) -> (Episodes, FrameReader)    in our nouns
 
 and is found by asking each of them. A new format is a new file there, and nothing here.
 """
@@ -87,13 +87,16 @@ def recorded(
     *,
     standardizer: str | Mapping = "native",
     split: str = "train",
+    bad_samples: str = "error",
 ) -> tuple[episodes_lib.Episodes, episodes_lib.FrameReader]:
     """(the table of all episodes of a split in our nouns, the reader of its pictures).
 
-    Raises UserError as the source's own `recorded` does, and where `path` holds no episodes.
+    `bad_samples`: "error", or "skip" to leave broken episodes out (Episodes.skipped). Raises
+    UserError as the source's own `recorded` does, and where `path` holds no episodes.
     """
     source = _formats()[source_type(path)]
-    return source.recorded(str(path), standardizer=standardizer, split=split)
+    how = dict(standardizer=standardizer, split=split, bad_samples=bad_samples)
+    return source.recorded(str(path), **how)
 
 
 def standardizer(text: str) -> str | dict:

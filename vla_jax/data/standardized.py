@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import images, recordings
+from vla_jax.data.sources import _rlds_table
 from vla_jax.data.standardizers import native
+from vla_jax.types import SourceContext
 
 ACTION, LANGUAGE = "steps/action", "steps/language_instruction"
 FLAGS = {
@@ -29,18 +31,24 @@ class Standardized:
       path: the data set.
       split: one that `recordings.recorded` takes; None: `train`.
       standardizer: as `recordings.standardizer` reads it, "oxe:bridge".
+      bad_episodes: "error", or "skip" to leave out, and name in `skipped`, those that do not fit.
 
-    Raises UserError as `recordings.recorded` does.
+    `made_by` changes with the standardizer's row and with the code that reads it. Raises UserError
+    as `recordings.recorded` does.
     """
 
     kind = "standardized"
 
-    def __init__(self, path: str, split: str | None, standardizer: str):
+    def __init__(
+        self, path: str, split: str | None, standardizer: str, bad_episodes: str = "error"
+    ):
         spec = recordings.standardizer(standardizer)
+        self.made_by = _made_by(path, spec)
         self.splits = recordings.raw(path).splits
         split = split or ("train" if "train" in self.splits else next(iter(self.splits), "train"))
-        table, self._read = recordings.recorded(path, standardizer=spec, split=split)
-        self._table, self.name = table, table.name
+        how = dict(standardizer=spec, split=split, bad_samples=bad_episodes)
+        table, self._read = recordings.recorded(path, **how)
+        self._table, self.name, self.skipped = table, table.name, table.skipped
         self._metadata = {
             name: list(values)
             for name, values in table.metadata.items()
@@ -157,6 +165,12 @@ class Standardized:
         for view, values in self._table.cameras.items():
             found[f"{native.METADATA}camera/{view}"] = _tensor(values)
         return found
+
+
+def _made_by(path: str, spec: str | Mapping) -> list[str]:
+    spec = {"type": spec} if isinstance(spec, str) else spec
+    built = plugin.build("data.standardizers", spec, SourceContext(name=path, stream=""))
+    return [_rlds_table.described(built), _rlds_table.code(built)]
 
 
 def _tensor(values: np.ndarray) -> dict:

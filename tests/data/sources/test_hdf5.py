@@ -174,3 +174,17 @@ def test_a_file_behind_a_url(tmp_path):
         np.testing.assert_array_equal(read("primary", 1, [T + 2])[0], picture(1, 2))
     finally:
         system.rm("/hdf5_far", recursive=True)
+
+
+def test_splits_that_share_episodes_are_converted_one_by_one(tmp_path):
+    def masks(file):
+        file["mask/train"] = np.asarray([b"demo_0", b"demo_2"])
+        file["mask/valid"] = np.asarray([b"demo_1"])
+
+    path, given = write_libero(tmp_path / "a_demo.hdf5", change=masks), dict(to="rlds", workers=0)
+    with pytest.raises(
+        plugin.UserError, match="'train' and 'all' both hold a_demo/demo_0.*--split"
+    ):
+        convert.convert(path, tmp_path / "new", progress=False, **given)
+    done = convert.convert(path, tmp_path / "new", progress=False, split="train", **given)
+    assert done["splits"] == {"train": 2}

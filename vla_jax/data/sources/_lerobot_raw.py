@@ -18,12 +18,16 @@ class Raw:
     """A split's episodes (recordings.Raw); fields have LeRobot's names, and `task` is the text.
 
     Depth maps come as the grey pictures that their videos show, annotations (dtype "language") as
-    JSON.
+    JSON. What our own writer laid down `beside` them (meta/vla_jax.parquet) are no fields: a
+    standardizer reads it, the data's own if it `names_standardizer`.
     """
 
     def __init__(self, folder: Folder, chosen: np.ndarray):
         self._folder, self._chosen = folder, chosen
         self.kind, self.name, self.fps = f"LeRobot {folder.version}", folder.name, folder.fps
+        beside = [] if folder.metadata is None else folder.metadata.column_names
+        self.beside = [name for name in beside if name != "episode_id"]
+        self.names_standardizer = folder.standardizer is not None
         self.splits = {name: len(part) for name, part in folder.splits.items()}
         self.fields = {
             name: dict(kind=KINDS.get(f.kind, f.kind), shape=f.shape, dtype=f.dtype)

@@ -68,7 +68,7 @@ def plan(job: Job, raw: recordings.Raw) -> dict:
         "masks": [n for n in fields if n.startswith(native.IMAGE_MASKS)],
         "task": task,
         "ours": ours,
-        "codec": None if job.pictures == "png" else job.pictures or "h264",
+        "codec": None if job.pictures == "png" or not pictures else job.pictures or "h264",
     }
     index, found = _shards.first(job, raw, list(fields))
     for name in made["metadata"]:
@@ -108,16 +108,28 @@ def _task(job: Job, fields: Mapping) -> str | None:
 
 
 def _fps(job: Job, raw: recordings.Raw, found: Mapping) -> float:
-    known = job.control_hz or getattr(raw, "fps", None)
-    known = known or found.get("episode_metadata/control_hz")
-    body = str(found.get("episode_metadata/embodiment", ""))
-    if not known and body in plugin.names("embodiments"):
-        known = plugin.module("embodiments", body).EMBODIMENT.control_hz
+    """What the source says, else what --hz or the episodes' action space does."""
+    told = getattr(raw, "fps", None) or found.get("episode_metadata/control_hz")
+    if told and job.control_hz and abs(float(told) - job.control_hz) > 1e-3:
+        raise plugin.UserError(
+            f"{job.path}: --hz: got {job.control_hz:g}, but the source says {float(told):g} steps "
+            "per second; leave --hz out"
+        )
+    known = told or job.control_hz or _space_hz(found)
     if not known:
         raise plugin.UserError(
             f"{job.path}: does not say its steps per second, which LeRobot needs: give --hz"
         )
     return float(known)
+
+
+def _space_hz(found: Mapping) -> float | None:
+    """Of the action space that an episode in our nouns names, where its body is one of ours."""
+    body, space = (str(found.get(name, "")) for name in OURS[1:])
+    if body not in plugin.names("embodiments"):
+        return None
+    spaces = plugin.module("embodiments", body).EMBODIMENT.action_spaces
+    return next((known.control_hz for known in spaces if known.name == space), None)
 
 
 def _features(job: Job, plan: Mapping, found: Mapping) -> tuple[dict, dict]:

@@ -51,11 +51,11 @@ class Folder:
             )
         self.name = plain_name(name or self.out.name)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        hidden = f".{self.out.name}.partial-"
         if key is None:
+            hidden = f".{self.out.name}.partial-"
             self.folder = pathlib.Path(tempfile.mkdtemp(prefix=hidden, dir=self.out.parent))
         else:
-            self.folder = self.out.parent / f"{hidden}{KEPT}{key}"
+            self.folder = kept(out, key)
             self.folder.mkdir(exist_ok=True)
         self.built = self.folder / "built"
         self.spool = self.folder / "spool"
@@ -87,6 +87,12 @@ class Folder:
                 replaced.rename(self.out)
             raise
         _flush(self.out.parent)
+
+
+def kept(out: str | os.PathLike, key: str) -> pathlib.Path:
+    """The hidden folder of a key, which a rerun goes on from."""
+    place = pathlib.Path(out).resolve()
+    return place.parent / f".{place.name}.partial-{KEPT}{key}"
 
 
 def plain_name(name: str) -> str:

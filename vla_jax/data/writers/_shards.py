@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import images, recordings, standardized
+from vla_jax.data.writers import _spool
 
 HELD = 2**28  # bytes of decoded pictures in memory at a time, about
 STEPS = "steps/"
@@ -125,9 +126,5 @@ def link(made: pathlib.Path, target: pathlib.Path) -> None:
 
 def settle(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Gives a written file its name once its bytes are on the disk."""
-    number = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    _spool.flush(temporary)
     temporary.rename(target)

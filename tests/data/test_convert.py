@@ -346,3 +346,19 @@ def test_our_lerobot_data_keep_what_stands_beside_them(tmp_path):
     same_table(old, new)
     assert (new.embodiment, new.action_space) == ("arm", "xyz_gripper")
     np.testing.assert_array_equal(new.cameras["primary"], old.cameras["primary"])
+
+
+@pytest.mark.parametrize("name", ["images/primary", "proprio/hand"])
+def test_an_episode_that_lacks_a_field_is_named_or_left_out(tmp_path, name):
+    field, episodes = f"steps/observation/{name}", [episode(i) for i in range(3)]
+    del episodes[1][field]
+    path = write_folder(tmp_path / "old", episodes, shards=1)
+    for to in ("rlds", "lerobot"):
+        given = dict(to=to, control_hz=10, pictures="png")
+        for split in ("train", "train[1:]"):  # the first of the latter lacks it
+            with pytest.raises(plugin.UserError, match=f"lacks {field}.*--without {field}"):
+                run(path, tmp_path / to, split=split, **given)
+            done = run(path, tmp_path / f"{to}{split}", split=split, bad_episodes="skip", **given)
+            assert len(done["skipped"]) == 1 and f"lacks {field}" in done["skipped"][0]
+    with pytest.raises(plugin.UserError, match=f"lacks {field}"):
+        run(path, tmp_path / "kept", to="rlds")

@@ -188,3 +188,18 @@ def test_splits_that_share_episodes_are_converted_one_by_one(tmp_path):
         convert.convert(path, tmp_path / "new", progress=False, **given)
     done = convert.convert(path, tmp_path / "new", progress=False, split="train", **given)
     assert done["splits"] == {"train": 2}
+
+
+def test_instructions_of_each_step_stay_those_of_each_step(tmp_path):
+    texts = ["a"] * 3 + ["b"] * (T - 3)
+
+    def told(file):
+        for demo in file["data"].values():
+            demo["language_instruction"] = np.asarray([t.encode() for t in texts])
+
+    path = write_libero(tmp_path / "a_demo.hdf5", change=told)
+    name = "steps/language_instruction"
+    assert recordings.raw(path).episode(1, [name])[name].tolist() == texts
+    table, _ = recordings.recorded(path, standardizer=LIBERO)
+    rows = table.language_index[table.start[1] : table.start[2]]
+    assert [table.language[i] for i in rows] == texts

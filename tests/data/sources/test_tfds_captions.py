@@ -44,7 +44,8 @@ def write(path, count=12, several=False, file_format="tfrecord", changes=None, s
             }
         else:
             record |= {"caption": [(said or f"a  picture\nof {i}").encode()]}
-        records.append(example(record | (changes or {}).get(i, {})))
+        record |= (changes or {}).get(i, {})
+        records.append(example({name: v for name, v in record.items() if v is not None}))
     halves = [records[: count // 2], records[count // 2 :]]
     for number, half in enumerate(halves):
         name = path / f"web-train.{file_format}-{number:05d}-of-00002"
@@ -104,13 +105,16 @@ def test_held_out_pictures_are_the_others_whatever_the_slice(tmp_path):
 
 def test_what_is_wrong_is_named(tmp_path):
     path = write(
-        tmp_path / "web", changes={3: {"caption": [b" \n"]}, 4: {"image": [b"no picture"]}}
+        tmp_path / "web",
+        changes={3: {"caption": [b" \n"]}, 4: {"image": [b"no picture"]}, 5: {"image": None}},
     )
     source = make(path, holdout=0.0)
     with pytest.raises(plugin.UserError, match="00000-of-00002: record 3: no caption"):
         source.sample(3, np.random.default_rng(0))
     with pytest.raises(plugin.UserError, match="record 4: image: 10 bytes that are no readable"):
         source.sample(4, np.random.default_rng(0))
+    with pytest.raises(plugin.UserError, match="record 5: image: no picture"):
+        source.sample(5, np.random.default_rng(0))
     for given, message in (
         (dict(captions=("said",)), "captions: unknown 'said'.*caption"),
         (dict(image="picture"), "unknown 'picture'.*image"),

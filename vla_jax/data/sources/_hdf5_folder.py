@@ -144,7 +144,7 @@ class Opened:
 
     def value(self, name: str, length: int):
         """A column's value in this episode."""
-        if name == LANGUAGE:
+        if name == LANGUAGE and not self._says_each_step(length):
             return [said(self._file, self._group)] * length
         feature = self._folder.features[name]
         if name.startswith(METADATA):
@@ -166,6 +166,11 @@ class Opened:
                 f"{list(feature.shape)}; repair or remove this episode"
             )
         return values
+
+    def _says_each_step(self, length: int) -> bool:
+        held = self._group.get(LANGUAGE.removeprefix(STEPS))
+        texts = isinstance(held, h5py.Dataset) and h5py.check_string_dtype(held.dtype)
+        return bool(texts) and held.shape == (length,)
 
     def frames(self, name: str, steps: Sequence[int]) -> list[bytes | np.ndarray]:
         """Pictures of the given steps."""

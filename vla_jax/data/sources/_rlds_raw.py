@@ -75,7 +75,8 @@ class Raw:
                     plugin.unknown(f"{self.path}: field", name, self.folder.features)
                 )
         columns = _rlds_folder.decode(self.folder, wanted, data, where)
-        if any(self.folder.features[name].of_steps for name in wanted):
+        checked = wanted if fields is None else columns  # a field asked for may be lacking alone
+        if any(self.folder.features[name].of_steps for name in checked):
             _rlds_record.length(columns, where)
         return {
             name: self._array(name, value, data, where, steps)
@@ -90,7 +91,9 @@ class Raw:
         path, number = self._places[index]
         where = f"{path}: record {number}"
         data = self._record(path, number)
-        spans = _rlds_folder.decode(self.folder, [name], data, where)[name]
+        spans = _rlds_folder.decode(self.folder, [name], data, where).get(name)
+        if spans is None:
+            raise plugin.UserError(f"{where}: lacks {name}, which features.json promises")
         if spans.offsets.ndim != 1:
             raise plugin.UserError(f"{where}: {name}: several pictures at a step")
         return spans.read(data)

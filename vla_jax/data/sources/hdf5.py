@@ -41,8 +41,6 @@ def make(
     path: str,
     standardizer: str | Mapping = "native",
     split: str = "train",
-    embodiment: str | None = None,
-    action_space: str | None = None,
     channels: str = "rgb",
     turned: bool = False,
     index_dir: str | None = None,
@@ -55,7 +53,6 @@ def make(
       path: a file, or the folder that they lie in.
       standardizer: ``dict(type="oxe", row="libero_hdf5")``, "aloha_hdf5", or rows of your own.
       split: one of robomimic's filter keys; without them `train` is all there is.
-      embodiment, action_space: names, in place of those that the standardizer finds.
       channels: the order of the colours in encoded pictures. OpenCV encodes what it takes for BGR:
         files that act-plus-plus compressed hold RGB, so that any other decoder gives "bgr".
       turned: turns every picture by 180°: LIBERO's files hold them upside down, and OpenVLA turns
@@ -83,8 +80,6 @@ def make(
         bad_samples=made.bad_samples,
         index_dir=index_dir,
     )
-    named = {"embodiment": embodiment, "action_space": action_space}
-    table = dataclasses.replace(table, **{k: v for k, v in named.items() if v is not None})
     return robot.RobotRows(context, table, read, made)
 
 

@@ -72,7 +72,7 @@ class Captions(image_text.ImageText):
     def _picture(self, sample: int) -> np.ndarray:
         name = self._reading.image
         where = f"{self._shards.where(sample)}: {name}"
-        data = self._shards.columns(sample)[name]
+        data = self._shards.columns(sample).get(name)
         if not data:
             raise plugin.UserError(f"{where}: no picture; remove this record")
         return _picture_row.decoded(data, where)

@@ -668,12 +668,12 @@ ROWS = {
         stride=WAYPOINT_STRIDE,
         drop_last=1,
     ),
-    # 50 Hz to 10. Octo keeps the right wrist of the two.
     # The three that Octo's table had before gnm_dataset (@7b9de56; OpenVLA's still has them): the
     # recorded waypoints, and the camera by the name of a wrist's.
     "berkeley_gnm_recon": Row(**GNM, action_space="rover_waypoint_3hz"),
     "berkeley_gnm_cory_hall": Row(**GNM, action_space="rover_waypoint_5hz"),
     "berkeley_gnm_sac_son": Row(**GNM, action_space="rover_waypoint_10hz"),
+    # 50 Hz to 10. Octo keeps the right wrist of the two.
     "aloha_static_dataset": Row(**ALOHA, action_space="aloha_joints", views=ALOHA_VIEWS),
     "aloha_dagger_dataset": Row(**ALOHA, action_space="aloha_joints", views=ALOHA_VIEWS),
     "aloha_mobile_dataset": Row(

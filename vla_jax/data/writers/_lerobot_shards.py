@@ -262,9 +262,10 @@ class _Shard:
         """(columns by LeRobot's names, metadata, the task of each step)."""
         plan = self._plan
         spoken = [plan["task"]] if plan["task"] else []
-        found = self._raw.episode(
-            index, [*plan["columns"], *plan["metadata"], *plan["masks"], *spoken]
-        )
+        names = [*plan["columns"], *plan["metadata"], *plan["masks"], *spoken]
+        found = self._raw.episode(index, names)
+        for name in names:
+            _shards.held(where, found, name)
         for name in plan["masks"]:
             if not np.all(found[name]):
                 absent = np.flatnonzero(~found[name])[:5].tolist()

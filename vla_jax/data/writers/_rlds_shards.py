@@ -125,7 +125,7 @@ def _record(job: Job, leaves: Mapping, raw: recordings.Raw, index: int) -> tuple
     plain = [leaf["from"] for leaf in leaves.values() if leaf["from"] and leaf["kind"] != "image"]
     found = raw.episode(index, plain)
     steps = [name for name in plain if _shards.of_steps(raw, name)]
-    length = len(found[steps[0]]) if steps else recordings.length(raw, index)
+    length = len(_shards.held(where, found, steps[0])) if steps else recordings.length(raw, index)
     columns = {}
     for full, leaf in leaves.items():
         name = leaf["from"]
@@ -135,10 +135,9 @@ def _record(job: Job, leaves: Mapping, raw: recordings.Raw, index: int) -> tuple
             made = {"is_first": np.arange(length) == 0, "is_last": np.arange(length) == length - 1}
             added = made.get(full.removeprefix(_shards.STEPS))
             columns[full] = [raw.ids()[index].encode()] if added is None else added
-        elif name not in found:
-            raise plugin.UserError(f"{where}: lacks {name}; leave it out by --without {name}")
         else:
-            columns[full] = _column(f"{where}: {name}", leaf, found[name], length, name in steps)
+            value = _shards.held(where, found, name)
+            columns[full] = _column(f"{where}: {name}", leaf, value, length, name in steps)
     return _tf_example.serialize(columns), length
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import images, recordings, standardized
+from vla_jax.data.writers import _spool
 
 HELD = 2**28  # bytes of decoded pictures in memory at a time, about
 STEPS = "steps/"
@@ -76,11 +77,24 @@ def first(job: Job, raw: recordings.Raw, names: list[str]) -> tuple[int, dict]:
     """(number, columns `names`) of the first episode that can be read; UserError without one."""
     for index in range(len(raw)):
         try:
-            return index, raw.episode(index, names, [0])
+            found = raw.episode(index, names, [0])
+            for name in names:
+                held(f"{job.path}: episode {raw.ids()[index]}", found, name)
+            return index, found
         except plugin.UserError:
             if job.bad_episodes == "error":
                 raise
     raise plugin.UserError(f"{job.path}: {len(raw)} episodes, none that can be read")
+
+
+def held(where: str, found: Mapping, name: str):
+    """A field's value in what was read of an episode; UserError where it has none."""
+    if name not in found:
+        raise plugin.UserError(
+            f"{where}: lacks {name}; leave it out by --without {name}, or this episode "
+            "(--bad-episodes skip)"
+        )
+    return found[name]
 
 
 def refuse(job: Job, name: str, what: str) -> plugin.UserError:
@@ -93,10 +107,11 @@ def films(job: Job, raw: recordings.Raw, index: int, name: str, length: int) -> 
     shape = raw.fields[name]["shape"]
     sides = [side for side in shape if side > 0]
     size = int(np.prod(sides)) if len(sides) == 3 else 3 * 2**20
-    held = max(1, HELD // size)
-    for begin in range(0, length, held):
-        steps = range(begin, min(begin + held, length))
-        for image in raw.episode(index, [name], steps)[name]:
+    at_once = max(1, HELD // size)
+    where = f"{job.path}: episode {raw.ids()[index]}"
+    for begin in range(0, length, at_once):
+        steps = range(begin, min(begin + at_once, length))
+        for image in held(where, raw.episode(index, [name], steps), name):
             yield image if job.resize is None else images.resize(image, job.resize, job.method)
 
 
@@ -111,9 +126,5 @@ def link(made: pathlib.Path, target: pathlib.Path) -> None:
 
 def settle(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Gives a written file its name once its bytes are on the disk."""
-    number = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    _spool.flush(temporary)
     temporary.rename(target)

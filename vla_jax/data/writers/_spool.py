@@ -73,7 +73,7 @@ class Folder:
         """Moves `built` to `out`, where it is seen whole or not at all."""
         for path in self.built.rglob("*"):
             if path.is_file():
-                _flush(path)
+                flush(path)
         self.built.chmod(0o755)
         replaced = self.folder / REPLACED
         if self.old:
@@ -86,7 +86,7 @@ class Folder:
             if self.old:
                 replaced.rename(self.out)
             raise
-        _flush(self.out.parent)
+        flush(self.out.parent)
 
 
 def kept(out: str | os.PathLike, key: str) -> pathlib.Path:
@@ -151,7 +151,8 @@ def _restore(out: pathlib.Path) -> None:
             replaced.rename(out)
 
 
-def _flush(path: pathlib.Path) -> None:
+def flush(path: pathlib.Path) -> None:
+    """Brings what was written to `path`, a file or folder, to the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

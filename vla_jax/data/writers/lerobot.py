@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping
 
 import cv2
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from vla_jax import plugin
 from vla_jax.data import images
 from vla_jax.data.sources import _lerobot_folder, _lerobot_raw, _video
-from vla_jax.data.writers import _lerobot_files, _lerobot_stats, _spool
+from vla_jax.data.writers import _lerobot_files, _lerobot_stats, _shards, _spool
 from vla_jax.plugin import UserError
 
 STATE = "observation.state"
@@ -219,7 +218,7 @@ class _Build:
         for file in sorted(path for path in previous.rglob("*") if path.is_file()):
             name = file.relative_to(previous)
             if name.as_posix() not in REWRITTEN and name.parts[0] != INDEX:
-                _link(file, self._root / name)
+                _shards.link(file, self._root / name)
         raw = _lerobot_raw.Raw(folder, np.arange(len(folder.lengths)))
         keys = [IMAGES + view for view in self._views]
         plain = [name for name in raw.fields if name not in (*keys, "task")]
@@ -369,11 +368,3 @@ def _next(root: pathlib.Path, kind: str) -> int:
     files = (root / kind).glob("chunk-*/file-*")
     numbers = [int(f.parent.name[6:]) * per + int(f.stem[5:]) for f in files]
     return max(numbers, default=-1) + 1
-
-
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)

@@ -202,7 +202,7 @@ def write_all(files: Mapping[Path, Data], make: bool = True) -> None:
                 waiting.append((_beside(path, data, make), path))
         for temporary, path in waiting:
             os.replace(temporary, path)
-            _flush(os.path.dirname(path) or os.curdir)
+            flush(os.path.dirname(path) or os.curdir)
     finally:
         for temporary, _ in waiting:
             pathlib.Path(temporary).unlink(missing_ok=True)
@@ -342,14 +342,15 @@ def _beside(path: str, data: Data, make: bool) -> str:
         umask = os.umask(0)  # mkstemp's files are their owner's alone; ours are shared
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        _flush(temporary)
+        flush(temporary)
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
     return temporary
 
 
-def _flush(path: str) -> None:
+def flush(path: Path) -> None:
+    """Brings what was written to a local file or folder to the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -29,6 +28,7 @@ import rich.progress
 
 from vla_jax import plugin
 from vla_jax.data import images, recordings
+from vla_jax.data import workers as workers_lib
 from vla_jax.data.sources import _files
 from vla_jax.data.writers import _lerobot_shards, _rlds_shards, _shards, _spool
 from vla_jax.data.writers._shards import Job, Part
@@ -319,18 +319,10 @@ def _pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor | Non
         yield None
         return
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, spawn, workers_lib.end_with_parent
+    ) as pool:
         yield pool
-
-
-def _start() -> None:
-    """In a worker: its end with that of the program that started it, however that ended."""
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _bar(progress: bool) -> rich.progress.Progress:

@@ -13,16 +13,14 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
-import multiprocessing.connection
-import os
 import signal
-import threading
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import workers as workers_lib
 from vla_jax.data.mixture import Mixture
 
 ENDLESS = 2**40
@@ -178,14 +176,9 @@ def _begin(worker: int, workers: int) -> None:
     _one_thread_each()
     _keep_memory()
     gc.freeze()  # tables of episodes are no garbage: looking through them took 4% of a worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    workers_lib.end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _one_thread_each() -> None:

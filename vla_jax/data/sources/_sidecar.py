@@ -16,15 +16,14 @@ import hashlib
 import io
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import workers as workers_lib
 from vla_jax.data.sources import _files
 
 ABOUT = "about"
@@ -109,7 +108,7 @@ def _one(path: str, kind: str, scan: Scan, index_dir: str | None) -> tuple[str, 
 def _in_workers(paths: Sequence[str], kind, scan, index_dir, workers: int) -> Iterator[tuple]:
     """`_one` of each path, in order; a worker ends when its parent is gone."""
     context = multiprocessing.get_context("spawn")  # not forks: a caller may have threads
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, workers_lib.end_with_parent)
     try:
         tasks = [pool.submit(_one, path, kind, scan, index_dir) for path in paths]
         for task in tasks:
@@ -121,15 +120,6 @@ def _in_workers(paths: Sequence[str], kind, scan, index_dir, workers: int) -> It
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _places(file: _files.File, index_dir: str | None) -> list[str]:

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import images, recordings, standardized
-from vla_jax.data.writers import _spool
 
 HELD = 2**28  # bytes of decoded pictures in memory at a time, about
 STEPS = "steps/"
@@ -126,5 +125,5 @@ def link(made: pathlib.Path, target: pathlib.Path) -> None:
 
 def settle(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Gives a written file its name once its bytes are on the disk."""
-    _spool.flush(temporary)
+    storage.flush(temporary)
     temporary.rename(target)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from vla_jax import storage
 from vla_jax.plugin import UserError
 
 REPLACED = "replaced"
@@ -73,7 +74,7 @@ class Folder:
         """Moves `built` to `out`, where it is seen whole or not at all."""
         for path in self.built.rglob("*"):
             if path.is_file():
-                flush(path)
+                storage.flush(path)
         self.built.chmod(0o755)
         replaced = self.folder / REPLACED
         if self.old:
@@ -86,7 +87,7 @@ class Folder:
             if self.old:
                 replaced.rename(self.out)
             raise
-        flush(self.out.parent)
+        storage.flush(self.out.parent)
 
 
 def kept(out: str | os.PathLike, key: str) -> pathlib.Path:
@@ -149,12 +150,3 @@ def _restore(out: pathlib.Path) -> None:
     for replaced in out.parent.glob(f".{out.name}.partial-*/{REPLACED}"):
         if not out.exists():
             replaced.rename(out)
-
-
-def flush(path: pathlib.Path) -> None:
-    """Brings what was written to `path`, a file or folder, to the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -22,7 +22,7 @@ def open_loop(monkeypatch):
             self.asked = arguments
             self.row_spaces = ARM.action_spaces * arguments["rows"]
             self.stream = SimpleNamespace(
-                window=2, action_horizon=3, image_sizes={"primary": (16, 16)}
+                window=2, action_horizon=3, resize="area", image_sizes={"primary": (16, 16)}
             )
             self.seen = [[] for _ in range(arguments["rows"])]
 

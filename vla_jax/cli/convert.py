@@ -6,7 +6,8 @@
 
 Fields are written as recorded, under the source's names (LeRobot's have dots for slashes), so that
 a standardizer row for the source reads the RLDS, too; with --standardizer they are in our nouns and
-the result is read with standardizer="native". JPEG and video lose a little, --pictures png does
+the result is read with standardizer="native", pictures upright where the row says that they were
+stored otherwise (turned, bgr). JPEG and video lose a little, --pictures png does
 not. From RLDS to RLDS, as recorded and not resized, the pictures' own bytes are kept; else RLDS has
 JPEG of quality 95 (also of PNGs and arrays in HDF5 and LeRobot), LeRobot h264. Killed or
 interrupted, the same command goes on where it was; --out is there whole or not at all. The last

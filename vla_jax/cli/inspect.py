@@ -3,7 +3,7 @@
   vla data inspect runs/demo/demos
   vla data inspect my_lerobot_data --sheet sheet.png      and a contact sheet of its pictures
   vla data inspect libero.hdf5 --sheet sheet.png --standardizer oxe:libero_hdf5     as a run sees it
-  vla data inspect web/000.tar                            tar shards and LLaVA-style JSON, too
+  vla data inspect web/000.tar                            tars, TFDS captions, LLaVA-style JSON, too
 
 The numbers of every episode are read once; a corrupt record is an error. The last line on stdout is
 the same as JSON (with --json, the only one).

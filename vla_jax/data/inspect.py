@@ -94,7 +94,7 @@ def sheet(
     data without pictures or episodes. Of pictures with words: rows of so many, evenly spaced.
     """
     if _with_words(path, standardizer):
-        return _captioned_sheet(path, episodes, times)
+        return _captioned_sheet(path, episodes, times, split)
     source = standardized.opened(path, split, standardizer)
     cameras = recordings.pictures(source)
     chosen = recordings.evenly(len(source), episodes)
@@ -129,8 +129,8 @@ def _with_words(path, standardizer: str | None) -> bool:
     return found is not None
 
 
-def _captioned_sheet(path, rows: int, columns: int) -> Image.Image:
-    found = captioned.pictures(path, rows * columns)
+def _captioned_sheet(path, rows: int, columns: int, split: str | None) -> Image.Image:
+    found = captioned.pictures(path, rows * columns, split)
     lines = [found[i : i + columns] for i in range(0, len(found), columns)]
     return _paint(
         str(path),

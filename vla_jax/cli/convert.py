@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("path", help="the dataset's folder")
     add("--out", required=True, help="the new dataset's folder, new or empty")
     add("--to", required=True, help="rlds (array_record) or lerobot (v3.0)")
-    add("--split", help="one split or slice, train[:10] (default: all, if they share no episode)")
+    add("--split", help="one split or slice, train[:10] (default: all; train where they overlap)")
     add("--standardizer", help="TYPE, TYPE:ROW or FILE.py:ROW, for the data in our nouns")
     add("--resize", help="HEIGHTxWIDTH of all pictures, e.g. 256x256")
     add("--method", default="area", help="of the resize: area, or tensorflow (Lanczos)")
@@ -65,6 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for message in found["skipped"]:
         print(f"vla data convert: left out: {message}", file=sys.stderr)
+    if found["other_splits"]:
+        print(
+            f"vla data convert: splits share episodes, so that {', '.join(found['splits'])} "
+            f"alone was written; --split names another: {', '.join(found['other_splits'])}",
+            file=sys.stderr,
+        )
     print(json.dumps(found, ensure_ascii=False))
     return 0
 

@@ -22,6 +22,7 @@ from vla_jax.data import mapped
 
 FLAT = ("start", "step", "action", "language_index", "shard", "record", "record_offset")
 TEXTS = ("ids", "language")
+RATE = "control_hz"  # of metadata: steps per second
 LOOKS = ("turned", "bgr")  # by 180 degrees; blue before red: set right by looks.py
 
 # (view, episode, table rows of it) -> one image per row: encoded bytes, none where the data lack
@@ -44,7 +45,8 @@ class Episode:
         fractions of the image.
       image_masks: view -> bool [T] for views that lack some steps' images.
       looks: view -> how its pictures were stored, some of LOOKS; `cameras` are of those pictures.
-      metadata: what else the data set says about the episode.
+      metadata: what else the data set says about the episode, RATE of the recorded steps.
+      stride: how many recorded steps lie between two of `steps`.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Episode:
     image_masks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     looks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     metadata: Mapping = dataclasses.field(default_factory=dict)
+    stride: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,7 @@ class Episodes:
     record: np.ndarray  # int64 [E]
     record_offset: np.ndarray  # int64 [E]
     # What else the data set says of each episode: name -> E values, None where it says nothing.
+    # RATE is that of the steps that are kept.
     metadata: dict[str, Sequence] = dataclasses.field(default_factory=dict)
     # Other words for each of `language`, that the data hold; () = none for any.
     others: tuple[tuple[str, ...], ...] = ()
@@ -152,7 +156,7 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         proprio={g: _concatenate(where, g, [part.proprio[g] for part in parts]) for g in groups},
         language=tuple(words[0] for words in texts),
         others=tuple(words[1:] for words in texts) if any(len(w) > 1 for w in texts) else (),
-        metadata=_columns([part.metadata for part in parts]),
+        metadata=_columns([_kept(part) for part in parts]),
         language_index=np.asarray(language_index, np.int32),
         cameras={
             v: np.stack([_seen(p.cameras.get(v, missing), p.looks.get(v, ())) for p in parts])
@@ -181,6 +185,14 @@ def _seen(camera: np.ndarray, look: Sequence[str]) -> np.ndarray:
 def _words(text: str | tuple[str, ...]) -> tuple[str, ...]:
     """The distinct instructions of a step, none of them empty."""
     return tuple(dict.fromkeys(t for t in ((text,) if isinstance(text, str) else text) if t))
+
+
+def _kept(episode: Episode) -> Mapping:
+    """The metadata, true of the steps that are kept."""
+    said = episode.metadata
+    if episode.stride == 1 or np.asarray(said.get(RATE)).dtype.kind not in "fiu":
+        return said
+    return {**said, RATE: float(np.asarray(said[RATE]).item()) / episode.stride}
 
 
 def _columns(parts: list[Mapping]) -> dict[str, tuple]:

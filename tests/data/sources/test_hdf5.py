@@ -1,5 +1,6 @@
 """HDF5 of LIBERO, robomimic and ALOHA: what h5py finds there, through the seams of every format."""
 
+import json
 import pathlib
 import pickle
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.data.sources.hdf5_files import T, actions, picture, write_aloha, write_libero
 from vla_jax import plugin
+from vla_jax.cli import main as cli
 from vla_jax.data import convert, images, recordings
 from vla_jax.data.sources import hdf5
 
@@ -173,18 +175,32 @@ def test_a_file_behind_a_url(tmp_path):
         system.rm("/hdf5_far", recursive=True)
 
 
-def test_splits_that_share_episodes_are_converted_one_by_one(tmp_path):
+def test_of_splits_that_share_episodes_train_is_converted_and_that_is_said(tmp_path, capsys):
     def masks(file):
         file["mask/train"] = np.asarray([b"demo_0", b"demo_2"])
         file["mask/valid"] = np.asarray([b"demo_1"])
 
-    path, given = write_libero(tmp_path / "a_demo.hdf5", change=masks), dict(to="rlds", workers=0)
-    with pytest.raises(
-        plugin.UserError, match="'train' and 'all' both hold a_demo/demo_0.*--split"
-    ):
-        convert.convert(path, tmp_path / "new", progress=False, **given)
-    done = convert.convert(path, tmp_path / "new", progress=False, split="train", **given)
-    assert done["splits"] == {"train": 2}
+    path, out = write_libero(tmp_path / "a_demo.hdf5", change=masks), str(tmp_path / "new")
+    command = ["data", "convert", path, "--to", "rlds", "--workers", "0", "--out"]
+    assert cli.main([*command, out]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["splits"] == {"train": 2}
+    assert "train alone was written; --split names another: valid, all" in told.err
+    assert recordings.recorded(out, standardizer=LIBERO)[0].action[T, 0] == 2
+    assert cli.main([*command, f"{out}_all", "--split", "all"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["splits"] == {"all": 3} and "alone" not in told.err
+
+
+def test_overlapping_splits_without_train_are_named(tmp_path):
+    def masks(file):
+        file["mask/good"] = np.asarray([b"demo_0", b"demo_2"])
+        file["mask/better"] = np.asarray([b"demo_2"])
+        file["mask/train"] = np.asarray([], "S6")
+
+    path = write_libero(tmp_path / "a_demo.hdf5", change=masks)
+    with pytest.raises(plugin.UserError, match="both hold a_demo/demo_2.*--split"):
+        convert.convert(path, tmp_path / "new", to="rlds", workers=0, progress=False)
 
 
 def test_instructions_of_each_step_stay_those_of_each_step(tmp_path):

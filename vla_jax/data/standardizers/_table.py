@@ -41,8 +41,9 @@ class Row:
       language: text column (or "column | utf32", code points padded with 0); several: wordings of
         one instruction, of which a step may lack some; None: the data set has no instructions worth
         the name. An empty text is no instruction.
-      stride: keep every so many steps. An action is then one of those kept: absolute targets and
-        `to_next` stay right, commanded deltas would not add up.
+      stride: keep every so many steps; the rate that the data set says is divided by it. An action
+        is then one of those kept: absolute targets and `to_next` stay right, commanded deltas would
+        not add up.
       drop_first, drop_last: steps to leave out, after the stride.
       derived: a column of your own -> (function, the columns it reads): the way out to Python for
         what no expression says. It is given numpy arrays [T, …] and returns [T, n].
@@ -188,6 +189,7 @@ class TableStandardizer:
             embodiment=row.embodiment,
             action_space=row.action_space,
             looks=self.looks,
+            stride=row.stride,
         )
 
     def _columns(self, columns: Mapping, length: int, where: str) -> dict:

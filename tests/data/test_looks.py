@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from tests.data.conftest import episode, write_folder
+from tests.data.conftest import CAMERA, episode, write_folder
 from tests.data.sources import hdf5_files, lerobot_sets
 from vla_jax import plugin
 from vla_jax.data import (
@@ -206,33 +206,46 @@ def test_tools_that_read_by_the_row_show_them_upright(table_of_rows, tmp_path, m
             np.testing.assert_array_equal(now, np.rot90(was, 2))
 
 
-def test_a_camera_s_matrix_turns_with_its_picture(tmp_path, context):
-    """A point of the world lies in the same pixel, elsewhere in the upright picture."""
-    path = write_folder(tmp_path / "arm", [episode(i) for i in range(2)])
-    table, _ = recordings.recorded(path)
-    point = np.array([0.2, 0.1, 0.0, 1.0])
+FRAMES = {"primary": (np.zeros(2, np.int64), np.ones(2, np.int64))}
 
-    def place(camera):
-        x, y, w = camera @ point
-        return np.array([x / w, y / w])
 
-    made = episodes.Episode(
-        id="e",
+def made(number=0, **look):
+    return episodes.Episode(
+        id=f"e{number}",
         steps=np.arange(2),
         action=np.zeros((2, 4), np.float32),
         proprio={},
         language=("", ""),
         embodiment="arm",
         action_space="xyz_gripper",
-        cameras={"primary": table.cameras["primary"][0]},
+        cameras={"primary": CAMERA},
+        looks={view: tuple(words) for view, words in look.items()},
     )
-    frames = {"primary": (np.zeros(2, np.int64), np.ones(2, np.int64))}
-    turned = dataclasses.replace(made, looks={"primary": ("turned",)})
+
+
+def test_a_camera_s_matrix_turns_with_its_picture():
+    """A point of the world lies in the same pixel, elsewhere in the upright picture."""
+    point = np.array([0.2, 0.1, 0.0, 1.0])
+
+    def place(camera):
+        x, y, w = camera @ point
+        return np.array([x / w, y / w])
+
     a, b = (
-        episodes.collect("x", "x", [(e, frames, 0, 0, 0)], ("primary",)).cameras["primary"][0]
-        for e in (made, turned)
+        episodes.collect("x", "x", [(e, FRAMES, 0, 0, 0)], ("primary",)).cameras["primary"][0]
+        for e in (made(), made(primary=["turned"]))
     )
     np.testing.assert_allclose(place(b), 1 - place(a), atol=1e-6)
+
+
+def test_a_standardizer_of_one_s_own_says_one_thing_of_a_data_set():
+    for second, message in (
+        (made(1), r"e1: pictures stored as \{\}, expected \{'primary': \('turned',\)\}"),
+        (made(1, primary=["flipped"]), "e1: looks of primary: unknown.*flipped"),
+    ):
+        pair = [(e, FRAMES, 0, 0, 0) for e in (made(0, primary=["turned"]), second)]
+        with pytest.raises(plugin.UserError, match=message):
+            episodes.collect("x", "x", pair, ("primary",))
 
 
 def test_a_broken_picture_is_named(tmp_path):

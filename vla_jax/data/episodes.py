@@ -217,6 +217,16 @@ def check(where: str, episode: Episode, first: Episode | None = None) -> None:
                 f"{where}: episode {episode.id}: episodes of several kinds of {field} {kinds}; "
                 "one data set has one"
             )
+    for view, look in episode.looks.items():
+        if not set(look) <= set(LOOKS):
+            raise plugin.UserError(
+                plugin.unknown(f"{where}: episode {episode.id}: looks of {view}", look, LOOKS)
+            )
+    if dict(episode.looks) != dict(first.looks):
+        raise plugin.UserError(
+            f"{where}: episode {episode.id}: pictures stored as {dict(episode.looks)}, expected "
+            f"{dict(first.looks)} as in episode {first.id}; one data set has one"
+        )
     if list(episode.proprio) != list(first.proprio):
         raise plugin.UserError(
             f"{where}: episode {episode.id}: proprio {list(episode.proprio)}, expected "

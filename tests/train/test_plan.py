@@ -19,7 +19,7 @@ AXES = {"fsdp": 4, "data": 2}
 def config():
     whole = smoke.shrink(config_lib.load("configs/octo_small.py"), AXES)
     mesh = dataclasses.replace(whole.mesh, **AXES)
-    return dataclasses.replace(whole, mesh=mesh, compiler={})
+    return dataclasses.replace(whole, mesh=mesh)
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ from vla_jax.models import synthetic
 from vla_jax.parallel import arrays, census, chips, fake_devices
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import flops as flops_lib
-from vla_jax.train import smoke, start
-from vla_jax.train import step as steps
+from vla_jax.train import program, smoke, start
 
-# A program that is only looked at need not be fast.
+# A program that is only looked at need not be fast. LLVM comes after XLA has laid out its buffers:
+# these two change none of the figures; the config's own options stand beneath them.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -60,7 +60,9 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
     with meshes.use(mesh):
         run = start.plan(config, network, synthetic.examples(config, size), mesh)
         batches = synthetic.abstract(config, size)
-        compiled = _compile(config, network, objectives, run, batches, mesh, real)
+        train_step = program.train_step(config, network, objectives, run)
+        lowered = program.lower(train_step, run, batches)
+        compiled = lowered.compile(compiler_options=None if real else QUICK)
     memory = _memory(run.abstract, compiled, batches, mesh)
     sent = census.collectives(compiled.as_text(), len(found))
     work = flops_lib.train_step(config, network, size, run.variables, batches)
@@ -102,20 +104,6 @@ def _tpu_devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device] |
             f"--topology {name}: libtpu does not know it ({str(error).splitlines()[0][:200]}); "
             "slices are like v5e:4x4, v5e:16x16, v5p:4x4x4"
         ) from error
-
-
-def _compile(config, network, objectives, run, batches, mesh: Mesh, real: bool) -> Any:
-    train_step = jax.jit(
-        steps.make_train_step(network.apply, objectives, run.optimizer, config),
-        out_shardings=(run.shardings, arrays.replicated(mesh)),
-        donate_argnums=0,
-    )
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=arrays.batch_sharding(mesh)),
-        batches,
-    )
-    lowered = train_step.lower(run.abstract, placed)
-    return lowered.compile(compiler_options=None if real else QUICK)
 
 
 def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, float]:

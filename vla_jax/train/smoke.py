@@ -27,8 +27,7 @@ from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import build, specs, synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import checkpoint, start
-from vla_jax.train import step as steps
+from vla_jax.train import checkpoint, program, start
 
 STEPS = 4  # train_steps
 HEADS, HEAD_DIM, DEPTH, DIM = 4, 8, 2, 8  # of the small trunk; DIM: of shared modules
@@ -76,6 +75,7 @@ def shrink(config: config_lib.TrainConfig, mesh: Mapping[str, int]) -> config_li
         sharding=config_lib.ShardingConfig(rules=_rules(config.sharding.rules), small=SMALL),
         checkpoint=config_lib.CheckpointConfig(every=2, keep=2),
         validation=config_lib.ValidationConfig(),
+        compiler=dataclasses.replace(config.compiler, cpu=dict(COMPILER)),
         workers=0,
         writers=(),
     )
@@ -214,12 +214,7 @@ def train(config, network, objectives, batches, mesh) -> Trained:
     begin = time.perf_counter()
     with meshes.use(mesh):
         plan = start.plan(config, network, batches[0], mesh)
-        train_step = jax.jit(
-            steps.make_train_step(network.apply, objectives, plan.optimizer, config),
-            out_shardings=(plan.shardings, arrays.replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=COMPILER if mesh.devices.flat[0].platform == "cpu" else None,
-        )
+        train_step = program.train_step(config, network, objectives, plan)
         placed = [arrays.global_batch(batch, mesh) for batch in batches]
         state = start.fresh(plan)
         first, metrics, gradient = _copy(state.trained), [], {}

@@ -93,7 +93,9 @@ def config(**model):
     language = tokenizers["language"]
     tokenizers["language"] = {**language, "encoder": dict(T5_TINY, vocabulary_size=512)}
     network = dataclasses.replace(made.model, tokenizers=tokenizers, **model)
-    return dataclasses.replace(made, model=network, streams={"robot": stream}, init_from=None)
+    return dataclasses.replace(
+        made, model=network, streams={"robot": stream}, init_from=None, text_pieces=None
+    )
 
 
 def mask(_) -> dict:

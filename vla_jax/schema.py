@@ -224,6 +224,7 @@ class TrainConfig:
     seed: int = 0
     embodiments: tuple[str, ...] = ()
     text_tokenizer: str | None = None  # path of a SentencePiece model or a T5's tokenizer.json
+    text_pieces: int | None = None  # how many it has: plans are exact before its file is there
     normalizer: NormalizerConfig = dataclasses.field(default_factory=NormalizerConfig)
     init_from: InitFromConfig | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

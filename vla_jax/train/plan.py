@@ -82,9 +82,7 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         "train_step_flops": sum(work.values()),
         "flops_by_part": work,
         **times,
-        "exact": ["parameter_bytes", "optimizer_bytes", "batch_bytes", "collectives"]
-        + (["temporary_bytes"] if real else []),
-        "indicative": [] if real else ["temporary_bytes", "program_bytes", "fits"],
+        **_sure(config, origin, real),
     }
 
 
@@ -129,6 +127,22 @@ def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, fl
     }
 
 
+def _sure(config: config_lib.TrainConfig, origin: str, real: bool) -> dict[str, list[str]]:
+    """Which figures are those of the run, and which only indicate them.
+
+    Lengths are the config's. Piece embeddings have as many rows as the text tokenizer has pieces,
+    which nobody knows without its file or `config.text_pieces`; nothing else depends on it.
+    """
+    names = ["parameter_bytes", "optimizer_bytes", "batch_bytes", "collectives", "train_step_flops"]
+    guessed = config.text_pieces is None and origin != config.text_tokenizer
+    words = guessed and "text_embedding" in config.model.shared
+    exact = ["batch_bytes"] if words else names
+    indicative = [name for name in names if name not in exact]
+    if real and not words:
+        return {"exact": [*exact, "temporary_bytes"], "indicative": indicative}
+    return {"exact": exact, "indicative": [*indicative, "temporary_bytes", "program_bytes", "fits"]}
+
+
 def _item(leaf: Any) -> int:
     """Bytes of a number; a random key's are its words'."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -163,10 +177,14 @@ def text(found: dict) -> str:
     def gib(name: str) -> str:
         return f"{found[name] / 2**30:8.3f} GiB"
 
+    unsure = ""
+    if "parameter_bytes" in found["indicative"]:
+        unsure = "; what piece embeddings hold and compute is INEXACT: set config.text_pieces"
     note = "" if found["compiled_for"] == "tpu" else "   (of XLA's CPU compiler: indicative)"
     lines = [
         f"{found['devices']} x {found['chip']}, mesh {found['mesh']}, "
         f"{found['parameters']:,} parameters",
+        f"text tokenizer: {found['text_tokenizer']}{unsure}",
         "per device",
         f"  parameters  {gib('parameter_bytes')}",
         f"  optimizer   {gib('optimizer_bytes')}",

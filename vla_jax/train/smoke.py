@@ -68,6 +68,7 @@ def shrink(config: config_lib.TrainConfig, mesh: Mapping[str, int]) -> config_li
     return dataclasses.replace(
         config,
         steps=STEPS,
+        text_pieces=None,
         model=model,
         streams=streams,
         optimizer=optimizer,
@@ -164,14 +165,18 @@ def _per_layer(factors: Mapping[str, Any], depth: int) -> dict[str, Any]:
 def text_tokenizer(
     config: config_lib.TrainConfig,
 ) -> tuple[text_tokenizer_lib.TextTokenizer, str]:
-    """(the config's tokenizer, its path), or a tiny one trained on built-in words and the names."""
+    """(the config's tokenizer, its path), or a tiny one trained on built-in words and the names.
+
+    The tiny one says that it has `config.text_pieces`, so that shapes are those of the file.
+    """
     path = config.text_tokenizer
     if path and storage.is_file(path):
-        return text_tokenizer_lib.TextTokenizer.load(path), path
+        return text_tokenizer_lib.TextTokenizer.load(path, config.text_pieces), path
     texts = list(WORDS)
     for spec in (*config.model.heads.values(), *config.model.shared.values()):
         texts += [text for key in ("names", "templates") for text in spec.get(key, ())]
     made = text_tokenizer_lib.TextTokenizer.train(text.replace("{name}", "") for text in texts)
+    made.vocabulary_size = max(made.vocabulary_size, config.text_pieces or 0)
     return made, f"stand-in of {made.vocabulary_size} pieces"
 
 
@@ -305,7 +310,7 @@ def run(config: config_lib.TrainConfig, axes: Mapping[str, int]) -> dict[str, An
     """
     begin = time.perf_counter()
     small = shrink(config, axes)
-    tokenizer, origin = text_tokenizer(config)
+    tokenizer, origin = text_tokenizer(small)
     network, objectives = parts(small, tokenizer)
     batches = [
         synthetic.batches(small, tokenizer.vocabulary_size, start=step) for step in range(STEPS)

@@ -4,6 +4,7 @@ Kernels run as far as a CPU can: splash by Pallas's interpreter, and of cudnn al
 in whose place jax's function of the same arguments stands.
 """
 
+import dataclasses
 import functools
 from unittest import mock
 
@@ -113,10 +114,12 @@ def kernels_on_this_machine():
         assert not arguments[0].shape[1] % 2 and not arguments[1].shape[1] % 2
         return whole(*arguments, implementation="xla", **more)
 
+    given = dict(platform="cpu", dtypes=("float32", "bfloat16"))
+    here = dataclasses.replace(kernels.KERNELS["cudnn"], **given)
     with (
         mock.patch.object(kernels, "INTERPRET", True),
         mock.patch.object(jax.nn, "dot_product_attention", twin),
-        mock.patch.dict(kernels.KERNELS, cudnn=kernels.Kernel("cpu", "chunked", "")),
+        mock.patch.dict(kernels.KERNELS, cudnn=here),
     ):
         yield
 

@@ -14,6 +14,7 @@ nothing is some finite number, which attention.py replaces.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,22 @@ class Kernel:
     platform: str  # as jax.Device.platform says it
     plain: str  # the implementation in XLA's operations that computes about the same pairs
     untested: str  # what is yet to be seen of it; `auto` takes none of which something is
+    dtypes: tuple[str, ...]
 
 
 KERNELS = {
-    "splash": Kernel("tpu", "structured", "compiled for TPUs and interpreted, not run on one"),
-    "cudnn": Kernel("gpu", "chunked", "lowered for GPUs, not run on one"),
+    "splash": Kernel(
+        platform="tpu",
+        plain="structured",
+        untested="interpreted and compiled for TPUs, never run on one",
+        dtypes=("float32", "bfloat16"),
+    ),
+    "cudnn": Kernel(
+        platform="gpu",
+        plain="chunked",
+        untested="lowered for GPUs, never run on one",
+        dtypes=("bfloat16", "float16"),
+    ),
 }
 
 
@@ -47,15 +59,24 @@ def plain(name: str) -> str:
     return KERNELS[name].plain if name in KERNELS else name
 
 
-def check(name: str) -> None:
-    """UserError if `name` is a kernel that the platform of the current mesh does not have."""
-    if name not in KERNELS or (name == "splash" and INTERPRET):
+def check(name: str, dtype: str) -> None:
+    """UserError if `name` is a kernel that does not run on the current mesh's devices, in `dtype`.
+
+    Implementations that are no kernels run anywhere.
+    """
+    if name not in KERNELS:
         return
     kernel, here = KERNELS[name], mesh.platform()
-    if here != kernel.platform:
+    instead = f"trunk.attention={kernel.plain!r} (the same numbers on any platform), or 'auto'"
+    if here != kernel.platform and not (name == "splash" and INTERPRET):
         raise plugin.UserError(
-            f"attention {name!r}: got platform {here!r}, expected {kernel.platform!r}; give "
-            f"trunk.attention={kernel.plain!r} (the same numbers on any platform), or 'auto'"
+            f"attention {name!r}: got platform {here!r}, expected {kernel.platform!r}; "
+            f"give {instead}"
+        )
+    if dtype not in kernel.dtypes:
+        raise plugin.UserError(
+            f"attention {name!r}: got {dtype}, expected {' or '.join(kernel.dtypes)}; give "
+            f"model.dtype={kernel.dtypes[0]!r}, or {instead}"
         )
 
 
@@ -71,7 +92,7 @@ def run(
 
     UserError where the platform does not have it, or not for these sizes.
     """
-    check(name)
+    check(name, str(query.dtype))
     made = {"splash": _splash, "cudnn": _cudnn}[name]
     heads = ("batch", None, "tensor", None)
     return mesh.split(
@@ -85,14 +106,26 @@ def run(
 def _splash(query, key, value, seen: np.ndarray, valid) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    (queries, keys), heads = seen.shape, query.shape[2]
-    (rows, block_q), (columns, block_kv) = _sizes(queries), _sizes(keys)
-    mask = np.zeros((rows, columns), bool)
-    mask[:queries, :keys] = seen
-    # A block of queries without any key would divide by zero.
+    (rows, _), (columns, _) = map(_sizes, seen.shape)
+    segments = splash_attention.SegmentIds(
+        jnp.ones((valid.shape[0], rows), jnp.int32), _longer(valid.astype(jnp.int32), columns)
+    )
+    parts = (_longer(query, rows), _longer(key, columns), _longer(value, columns))
+    kernel = splash_kernel(seen, heads=query.shape[2])
+    mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in parts), segments)  # [B, N, rows, H]
+    return mixed.swapaxes(1, 2)[:, : len(seen)]
+
+
+def splash_kernel(seen: np.ndarray, heads: int) -> Callable[..., jax.Array]:
+    """The kernel for what the rules say, `seen` bool [L, S]; both lengths as `_sizes` has them."""
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    (rows, block_q), (columns, block_kv) = map(_sizes, seen.shape)
+    mask = np.pad(seen, ((0, rows - seen.shape[0]), (0, columns - seen.shape[1])))
+    # The kernel would divide by zero for a block of queries without any key.
     empty = np.flatnonzero(~mask.reshape(-1, block_q, columns).any((1, 2)))
     mask[empty * block_q, 0] = True
-    kernel = splash_attention.make_splash_mha(
+    return splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([splash_attention.NumpyMask(mask)] * heads),
         block_sizes=splash_attention.BlockSizes(
             block_q=block_q,
@@ -106,12 +139,6 @@ def _splash(query, key, value, seen: np.ndarray, valid) -> jax.Array:
         q_seq_shards=1,
         interpret=INTERPRET,
     )
-    segments = splash_attention.SegmentIds(
-        jnp.ones((valid.shape[0], rows), jnp.int32), _longer(valid.astype(jnp.int32), columns)
-    )
-    parts = (_longer(query, rows), _longer(key, columns), _longer(value, columns))
-    mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in parts), segments)  # [B, N, rows, H]
-    return mixed.swapaxes(1, 2)[:, :queries]
 
 
 def _sizes(count: int) -> tuple[int, int]:
@@ -135,11 +162,10 @@ def _cudnn(query, key, value, seen: np.ndarray, valid) -> jax.Array:
             scale=1.0,
             implementation="cudnn",
         )
-    except (NotImplementedError, RuntimeError) as error:  # dtype, size of heads, no cuDNN
+    except (NotImplementedError, RuntimeError) as error:  # the size of heads, no cuDNN
         raise plugin.UserError(
-            f"attention 'cudnn': {str(error).rstrip('.')}; query {query.dtype}"
-            f"{list(query.shape)}; it takes model.dtype='bfloat16' and heads of up to 128 numbers, "
-            "a multiple of 8; or give trunk.attention='structured'"
+            f"attention 'cudnn': {str(error).rstrip('.')}; query [B, L, N, H] {query.shape}; "
+            f"change trunk.head_dim, or give trunk.attention={KERNELS['cudnn'].plain!r}"
         ) from error
     return mixed[:, :queries]
 

@@ -74,7 +74,7 @@ def plan(
 
     with meshes.use(mesh):
         if "attention" in config.model.trunk:
-            attention_kernels.check(config.model.trunk["attention"])
+            attention_kernels.check(config.model.trunk["attention"], config.model.dtype)
         variables = jax.eval_shape(init)
         optimizer = optimizers.make(config.optimizer, config.steps, variables)
 

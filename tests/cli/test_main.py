@@ -1,6 +1,7 @@
 """The door itself: compiled programs are kept where a user would look for them."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -46,3 +47,19 @@ def test_what_the_user_has_set_stays(tmp_path):
     nowhere = {"XDG_CACHE_HOME": str(tmp_path / "file")}
     main.keep_compiled(nowhere)
     assert set(nowhere) == {"XDG_CACHE_HOME"}
+
+
+def test_a_group_lists_its_verbs(capsys):
+    for argv in (["data"], ["data", "--help"]):
+        assert main.main(argv) == 0
+        said = capsys.readouterr().out
+        assert "data doctor" in said and "vla data VERB" in said and "  train " not in said
+    assert main.main(["data", "inspekt"]) == 2
+    assert "did you mean 'data inspect'" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+    script = "import sys; from vla_jax.cli import main; sys.exit(main.main(['data', 'rows']))"
+    command = f"{shlex.join([sys.executable, '-u', '-c', script])} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")

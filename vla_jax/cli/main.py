@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import os
 import platform
+import select
 import sys
 from collections.abc import MutableMapping, Sequence
 
@@ -57,22 +58,37 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def usage() -> str:
-    """What ``vla`` prints without a verb."""
-    width = max(map(len, VERBS))
-    lines = ["vla VERB …   (vla VERB --help says more)", ""]
-    return "\n".join(lines + [f"  {verb:<{width}}  {help_}" for verb, (_, help_) in VERBS.items()])
+def usage(group: str = "") -> str:
+    """What ``vla`` prints without a verb, or ``vla data`` with none of its own."""
+    verbs = {verb: help_ for verb, (_, help_) in VERBS.items() if f"{verb} ".startswith(group)}
+    width = max(map(len, verbs))
+    lines = [f"vla {group}VERB …   (vla {group}VERB --help says more)", ""]
+    return "\n".join(lines + [f"  {verb:<{width}}  {help_}" for verb, help_ in verbs.items()])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code (2 for a mistake of the user's)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _door(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _nobody_reads(sys.stdout):
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for Python's own last flush
+        return 141  # what a shell says of a program that SIGPIPE ended
+
+
+def _door(argv: list[str]) -> int:
     for words in (2, 1):
         verb = " ".join(argv[:words])
         if verb in VERBS:
             return _run(verb, argv[words:])
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+    group = "data " if argv[:1] == ["data"] else ""
+    if not argv[bool(group) :] or argv[bool(group)] in ("-h", "--help"):
+        print(usage(group))
         return 0
     asked = " ".join(argv[:2]) if argv[0] == "data" else argv[0]
     print(plugin.unknown("vla", asked, VERBS), file=sys.stderr)
@@ -98,6 +114,13 @@ def _run(verb: str, argv: list[str]) -> int:
     except plugin.UserError as error:
         print(f"vla {verb}: {error}", file=sys.stderr)
         return 2
+
+
+def _nobody_reads(stream) -> bool:
+    """Whether `stream` is a pipe whose reader (`head`) has gone, rather than some other pipe."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def keep_compiled(environment: MutableMapping[str, str]) -> None:

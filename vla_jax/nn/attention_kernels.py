@@ -69,8 +69,9 @@ def check(name: str, dtype: str) -> None:
     kernel, here = KERNELS[name], mesh.platform()
     instead = f"trunk.attention={kernel.plain!r} (the same numbers on any platform), or 'auto'"
     if here != kernel.platform and not (name == "splash" and INTERPRET):
+        plan = " (planning for TPUs takes libtpu, extra `plan`)" if kernel.platform == "tpu" else ""
         raise plugin.UserError(
-            f"attention {name!r}: got platform {here!r}, expected {kernel.platform!r}; "
+            f"attention {name!r}: got platform {here!r}, expected {kernel.platform!r}{plan}; "
             f"give {instead}"
         )
     if dtype not in kernel.dtypes:

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -75,6 +76,20 @@ def test_objectives_carry_their_weight_and_know_their_head(build, tiny):
     )
     with pytest.raises(plugin.UserError, match=r"streams\.vl\.objectives\.p\.head.*'point'"):
         build.objectives(config, context)
+
+
+@pytest.mark.parametrize("name, stands_in", [("splash", "structured"), ("cudnn", "chunked")])
+def test_a_kernel_of_attention_stays_where_it_was_trained(tiny, name, stands_in):
+    """Parameters are made and shapes are asked for anywhere; training is refused."""
+    config = tiny.config(model=dict(trunk=dict(attention=name), dtype="bfloat16"))
+    network, batch = tiny.network(config), tiny.batches(config)["robot"]
+    arguments = tiny.shapes(config), batch, tiny.keys(config.streams["robot"].heads)
+    with pytest.raises(plugin.UserError, match=f"'{name}': got platform 'cpu'.*{stands_in}"):
+        jax.eval_shape(lambda *a: network.apply(a[0], a[1], "robot", a[2]), *arguments)
+    plain = network.plain()
+    assert plain.module.model.trunk["attention"] == stands_in
+    jax.eval_shape(lambda *a: plain.apply(a[0], a[1], "robot", a[2]), *arguments)
+    assert tiny.network(tiny.config()).plain().module.model == tiny.config().model
 
 
 def test_context_takes_the_longest_horizon(build, tiny):

@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             BEGUN: str(time.time()),
             "TPU_SKIP_MDS_QUERY": "1",  # libtpu would look for a cloud's metadata
             "TPU_LIBRARY_LOG_LEVEL": "3",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is taken: plans may run beside each other
             "JAX_ENABLE_COMPILATION_CACHE": "false",  # a kept program has no memory analysis
         }
         program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"

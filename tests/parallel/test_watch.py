@@ -89,14 +89,7 @@ def test_a_host_that_falls_silent_is_named(started, gone):
 
 @pytest.mark.parametrize(
     "gone, code, way",
-    [
-        (0, 2, "ends"),
-        (1, 2, "ends"),
-        (0, 1, "ends"),
-        (1, 1, "ends"),
-        (0, 1, "hangs"),
-        (2, 1, "hangs"),
-    ],
+    [(0, 2, "ends"), (1, 1, "ends"), (0, 1, "hangs"), (2, 1, "hangs")],
 )
 def test_an_error_ends_all_with_its_words_and_code(started, gone, code, way):
     say(started[gone], f"failed {code} {way}")
@@ -107,10 +100,11 @@ def test_an_error_ends_all_with_its_words_and_code(started, gone, code, way):
     # Its own code, and not what its way out would have made of it; what it could not say is said.
     assert started[gone].wait(timeout=20) == code
     said = started[gone].stderr.read()
-    assert ("does not end by itself" in said and "Traceback: ..." in said) == (way == "hangs")
+    for words in ("does not end by itself", "Traceback: ..."):
+        assert (words in said) == (way == "hangs")
 
 
-@pytest.mark.parametrize("gone, struck", [(0, 1), (1, 0), (2, 1)])
+@pytest.mark.parametrize("gone, struck", [(0, 1), (2, 1)])
 def test_an_error_that_is_the_echo_of_a_death_is_not_taken_for_one(started, gone, struck):
     say(started[struck], "failed 1 ends")  # its connection broke before its watcher knew why
     started[gone].kill()

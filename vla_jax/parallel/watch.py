@@ -104,7 +104,7 @@ class Watch:
 
     def _obey(self) -> None:
         for line in self._watcher.stdout:
-            word, _, code = line.partition(" ")
+            word, _, code = line.strip().partition(" ")
             if word == "told":
                 self._told.set()
             elif word == "gone":  # the main thread may wait for the dead process for ever
@@ -281,8 +281,7 @@ class _Watcher:
             self._see_off()
         with contextlib.suppress(OSError):
             print("told", flush=True)
-        ended = self._await_end(GRACE)
-        if not ended:
+        if not self._await_end(GRACE):
             text = f"vla: {self.settings['name']} failed ({why}) and does not end by itself; it is"
             print(f"{text} ended with exit code {code}.", file=sys.stderr, flush=True)
             self._end_parent(code)

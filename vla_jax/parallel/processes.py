@@ -21,7 +21,7 @@ from jax._src import (
 )
 
 from vla_jax import plugin
-from vla_jax.parallel import launchers, watch
+from vla_jax.parallel import endings, launchers, watch
 
 HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` comes before
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
@@ -30,7 +30,6 @@ HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is 
 
 PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
 SHOWN = 5  # differences of a process that are spelled out
-MISTAKE = 2  # exit code of a command that ends with a UserError, on every host
 NAMES = "vla_jax/name"  # / number: what a process is called
 
 _watch: watch.Watch | None = None
@@ -99,8 +98,8 @@ def together() -> Iterator[None]:
     """Joins the others for the work in the block: none of them waits for one that is gone.
 
     When a process dies, the others say which, and end with exit code `watch.LOST`. When its block
-    raises they say why, and end with its own code, `MISTAKE` after a UserError and `watch.FAILED`
-    after any other: begun again, it would end the same. See `watch.py`.
+    raises they say why, and end with its own code, `endings.MISTAKE` after a UserError and
+    `watch.FAILED` after any other: begun again, it would end the same. See `watch.py`.
     """
     global _watch
     initialize()
@@ -132,7 +131,9 @@ def note_error(kind: type | None, error: BaseException | None, _) -> None:
     elif error is not None and _watch is not None:
         mistake = isinstance(error, plugin.UserError)
         said = f"vla: {error}\n" if mistake else "".join(traceback.format_exception(error))
-        _watch.failed(f"{kind.__name__}: {error}", MISTAKE if mistake else watch.FAILED, said)
+        _watch.failed(
+            f"{kind.__name__}: {error}", endings.MISTAKE if mistake else watch.FAILED, said
+        )
 
 
 def tell(text: str) -> str:

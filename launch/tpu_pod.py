@@ -1,7 +1,8 @@
 """Trains on a Cloud TPU slice: asks for it, sets every host up, trains, asks anew when it is taken.
 
   python launch/tpu_pod.py --name octo --zone us-west4-a --type v5litepod-256 \\
-      --runtime v2-alpha-tpuv5-lite --repository URL --spot -- \\
+      --runtime v2-alpha-tpuv5-lite --repository URL --spot \\
+      --setup 'mkdir -p data && gcloud storage cp -r gs://bucket/t5-base data/' -- \\
       --config configs/octo_base.py:data=gs://bucket/bridge --workdir gs://bucket/runs/octo
   … --dry-run                                     prints the gcloud commands, runs none
 
@@ -9,7 +10,8 @@ The slice is a queued resource (`gcloud compute tpus queued-resources`). Every h
 command; jax finds the others by itself (parallel/processes.py). A training that was asked to stop
 has saved and exits with 75: it is begun again, on the same slice. So it is after 76, when a process
 was killed and when the slice was taken away, on a new one, at most `--restarts` times in a row
-without a newer checkpoint (parallel/endings.py). Other failures end this program with their exit
+without a newer checkpoint (parallel/endings.py): let it run where no line is cut, since gcloud
+gives the command again to a host that it has lost. Other failures end this program with their exit
 code; the slice stays for a look, and is given back by `--delete`. Not tried on a pod: none was at
 hand when it was written.
 """
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runtime", help="e.g. v2-alpha-tpuv5-lite, v2-alpha-tpuv5")
     parser.add_argument("--repository", help="where the hosts clone this project from")
     parser.add_argument("--revision", default="main")
+    parser.add_argument("--setup", default="", help="a command on each host, in the project")
     parser.add_argument("--spot", action="store_true", help="cheaper, may be taken away")
     parser.add_argument("--restarts", type=int, default=3, help="without a newer checkpoint")
     parser.add_argument("--delete", action="store_true", help="give the slice back, and end")
@@ -141,15 +144,28 @@ class Pod:
         return [*delete, "--force", "--quiet"]
 
     def preparing(self) -> list[str]:
-        """Sets every host up: the project at one revision, jax for TPUs on top of its pins."""
+        """Sets every host up: the project at one revision, jax for TPUs on top of its pins.
+
+        The images are Ubuntu 22.04, whose Python is 3.10: uv brings a newer one.
+        """
+        revision = shlex.quote(self.a.revision)
+        branch = shlex.quote(f"origin/{self.a.revision}")
         version = "$(.venv/bin/python -c 'import jax; print(jax.__version__)')"
         return self._on(f"""set -e
-[ -d vla_jax ] || git clone {shlex.quote(self.a.repository)} vla_jax
+[ -d vla_jax ] || git clone -q {shlex.quote(self.a.repository)} vla_jax
 cd vla_jax
 git fetch -q
-git checkout -q {shlex.quote(self.a.revision)}
-make setup
-.venv/bin/python -m pip install -q "jax[tpu]=={version}\"""")
+git checkout -q --detach {branch} 2>/dev/null || git checkout -q --detach {revision}
+python=$(command -v python3.12 || true)
+if [ -z "$python" ]; then
+    python3 -m pip install -q --user uv
+    python3 -m uv python install -q 3.12
+    python=$(python3 -m uv python find --system 3.12)
+fi
+sudo tools/setup_system.sh "$python"
+make setup PYTHON="$python"
+.venv/bin/python -m pip install -q "jax[tpu]=={version}"
+{self.a.setup}""")
 
     def training(self, words: list[str]) -> list[str]:
         """Trains, on every host the same."""

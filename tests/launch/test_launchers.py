@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -211,6 +212,36 @@ def test_a_dry_run_prints_commands_whose_scripts_parse(capsys):
     for command in (prepare, look, train):
         assert subprocess.run(["bash", "-n"], input=command[-1], text=True).returncode == 0
     assert "'gs://b/run s'" in train[-1] and "launch/flags.py tpu" in train[-1]
+
+
+@pytest.mark.parametrize("has", ["python3.12", "python3"])
+def test_a_host_is_set_up(tmp_path, capsys, has):
+    """The script, with stand-ins that write down how they were called; a branch and then a tag."""
+    words = [*POD, "--revision", "fix", "--setup", "echo $HERE 'a b' >> calls", "--dry-run"]
+    assert tpu_pod.main([*words, "--", *WORDS]) == 0
+    script = shlex.split(_lines(capsys.readouterr().out)[2])[-1]
+    (tmp_path / "vla_jax/tools").mkdir(parents=True)
+    note = f'echo "$(basename $0) $*" >> {tmp_path}/vla_jax/calls'
+    for name in ("bin/sudo", "bin/make"):
+        program(tmp_path / name, note)
+    program(tmp_path / "bin/git", f"{note}; [[ $* != *origin/* ]]")
+    found = f'{note}; [ "$1 $2" = "-c import" ] || [ "$5" != --system ] || echo /new/python'
+    program(tmp_path / f"bin/{has}", found)
+    program(tmp_path / "vla_jax/.venv/bin/python", f'{note}; [ "$1" != -c ] || echo 1.2.3')
+    (tmp_path / "bin/basename").symlink_to(shutil.which("basename"))
+    environment = {"PATH": f"{tmp_path}/bin", "HERE": "here"}  # this machine may have a python3.12
+    done = subprocess.run(["/bin/bash", "-c", script], cwd=tmp_path, env=environment)
+    assert done.returncode == 0
+    calls = (tmp_path / "vla_jax/calls").read_text().splitlines()
+    python = f"{tmp_path}/bin/python3.12" if has == "python3.12" else "/new/python"
+    assert calls[:3] == [
+        "git fetch -q",
+        "git checkout -q --detach origin/fix",
+        "git checkout -q --detach fix",
+    ]
+    assert [f"sudo tools/setup_system.sh {python}", f"make setup PYTHON={python}"] == calls[-5:-3]
+    assert calls[-2:] == ["python -m pip install -q jax[tpu]==1.2.3", "here a b"]
+    assert ("python3 -m uv python install -q 3.12" in calls) == (has == "python3")
 
 
 def _lines(text: str) -> list[str]:

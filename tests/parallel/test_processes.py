@@ -220,7 +220,10 @@ def test_who_hangs_is_named_and_all_end(way):
         for process in started:
             process.kill()
     codes = [process.returncode for process in started]
-    assert codes == [watch.LOST, -signal.SIGKILL if way == "stopped" else watch.LOST], said
+    # jax aborts the other when process 0, its coordinator, has ended: launchers count that alike.
+    ends = [-signal.SIGKILL] if way == "stopped" else [watch.LOST, -signal.SIGABRT]
+    assert codes[0] == watch.LOST and codes[1] in ends, said
+    assert way != "hangs" or '"<string>", line' in said[1]  # where it stands
     words = dict(
         hangs="config.patience), at the rows of train_step 3",
         stopped="at train_step 3; what hangs is process 1 (host ",

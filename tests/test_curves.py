@@ -77,8 +77,9 @@ with processes.together():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_same_curve_on_two_processes_of_four_devices(alone):
-    done = launched.local(2, sys.executable, "-c", TOGETHER, devices=4, timeout=550)
+    done = launched.local(2, sys.executable, "-c", TOGETHER, devices=4, timeout=1500)
     (line,) = [x for x in done.stdout.splitlines() if x.startswith("[0] found")] or [done.stdout]
     found, end = json.JSONDecoder().raw_decode(line.removeprefix("[0] found "))
     assert line[len("[0] found ") + end :].split() == ["4", "8"] and done.returncode == 0

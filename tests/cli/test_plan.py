@@ -50,6 +50,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu (extra `plan`)")
 def test_libtpu_compiles_for_chips_that_are_not_there(capfd):
     words = ["plan", "--config", "configs/debug.py", *(f"--config.{word}" for word in SMALL)]

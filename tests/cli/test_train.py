@@ -71,15 +71,15 @@ def test_asked_to_stop_it_exits_with_75_and_then_goes_on(bridge, tmp_path, monke
         os.kill(os.getpid(), signal.SIGTERM)  # within the first train_step
         return draw(stream)
 
-    def steps():
-        return [json.loads(line)["step"] for line in (out / "metrics.jsonl").open()]
+    def saved():
+        return {path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit()}
 
     with monkeypatch.context() as patched:
         patched.setattr(engine.Stream, "__next__", asked)
         assert cli.main(words) == 75
-    assert max(steps()) == 1 and [p.name for p in (out / "checkpoints").iterdir()] == ["1"]
+    assert saved() == {"1"}
     assert cli.main(words) == 0
-    assert max(steps()) == 2 and "2" in {p.name for p in (out / "checkpoints").iterdir()}
+    assert saved() == {"1", "2"}
     assert cli.main(words) == 0  # it is finished, and stays so
 
 
@@ -97,6 +97,7 @@ def test_the_same_twice_is_said(bridge, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == other
 
 
+@pytest.mark.slow  # one operation after the other
 @pytest.mark.mesh
 def test_the_operation_that_makes_a_nan_is_found(bridge, tmp_path, capsys):
     """The decay of a parameter that is 0 by an infinite factor: in the first update."""

@@ -23,7 +23,7 @@ def commands(whole: bool) -> list[list[str]]:
     found = [shlex.split(line.replace("…", "x"), comments=True) for line in lines]
     starts = (["vla"], *([f"launch/{name}.py"] for name in LAUNCHERS))
     found = [words[1:] if words[:1] == ["python"] else words for words in found]
-    return [words for words in found if words[:1] in starts]
+    return [words for words in found if words[:1] in starts and words != ["vla"]]
 
 
 def named(whole: bool):

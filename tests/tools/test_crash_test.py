@@ -30,7 +30,7 @@ def test_three_kills(fixtures_dir, tmp_path):
     assert 0 < found["max_steps_lost"] <= found["save_every"] == 5
     # The verdict can be had from the files alone, and could have been another.
     lines = {
-        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("undisturbed", "killed", "elastic")
     }
     whole = {line["train_step"]: line for line in lines["undisturbed"]}

@@ -18,9 +18,12 @@ def get_config(arg):
 """
 
 
-def local(processes: int, *command: str, timeout: float, devices: int = 1):
+def local(
+    processes: int, *command: str, timeout: float, devices: int = 1, dry_run: bool = False
+) -> subprocess.CompletedProcess:
     """What `launch/local.py` said and ended with."""
-    words = ["--processes", str(processes), "--devices", str(devices), "--", *command]
+    words = ["--processes", str(processes), "--devices", str(devices)]
+    words += [*(["--dry-run"] if dry_run else []), "--", *command]
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     # This tree's package, also where another is installed.
     settings = dict(cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)})

@@ -57,6 +57,15 @@ def test_output_is_forwarded_with_numbers():
     assert sorted(done.stdout.splitlines()) == [f"[{n}] I am {n} of 3" for n in range(3)]
 
 
+def test_a_dry_run_prints_what_a_shell_can_start():
+    done = local(2, sys.executable, "-c", SAY, timeout=60, dry_run=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 2
+    for number, line in enumerate(lines):
+        ran = subprocess.run(line, shell=True, capture_output=True, text=True)
+        assert ran.stdout == f"I am {number} of 2\n" and "COORDINATOR=127.0.0.1:" in line
+
+
 def test_one_that_fails_ends_all():
     code = "import os, sys, time; n = int(os.environ['VLA_PROCESS']); "
     code += "sys.exit(7) if n == 1 else time.sleep(50)"

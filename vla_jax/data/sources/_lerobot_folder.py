@@ -257,10 +257,11 @@ def _order(where, info: Mapping, numbers: np.ndarray) -> np.ndarray:
     if len(numbers) != count or not np.array_equal(numbers[order], np.arange(count)):
         distinct, counts = np.unique(numbers, return_counts=True)
         lacking = sorted(set(range(count)) - set(distinct.tolist()))[:5]
+        beyond = distinct[(distinct >= count) | (distinct < 0)][:5].tolist()
         raise plugin.UserError(
             f"{where}: {len(numbers)} episodes, expected 0 to {count - 1} as total_episodes of "
-            f"meta/info.json says; lacks {lacking}, twice {distinct[counts > 1][:5].tolist()}, "
-            f"beyond {distinct[(distinct >= count) | (distinct < 0)][:5].tolist()}; copy it again"
+            f"meta/info.json says; episode_index lacks {lacking}, twice "
+            f"{distinct[counts > 1][:5].tolist()}, beyond {beyond}; copy it again"
         )
     return order
 
@@ -311,13 +312,19 @@ def _splits(file: str, info: Mapping, count: int) -> dict[str, np.ndarray]:
 
 
 def read_parquet(
-    file: str, columns: list[str] | None = None, groups: range | None = None
+    file: str,
+    columns: list[str] | None = None,
+    groups: range | None = None,
+    kept: Sequence[str] = (),
 ) -> pa.Table:
-    """Columns of a parquet file's row groups (None: all); UserError for what is not there."""
+    """Columns of a parquet file's row groups (None: all); UserError for what is not there.
+
+    Those `kept` for later must be there, too.
+    """
     try:
         with open_parquet(file) as opened:
             present = opened.schema_arrow.names
-            absent = [name for name in columns or () if name not in present]
+            absent = [name for name in (*(columns or ()), *kept) if name not in present]
             if absent:
                 raise plugin.UserError(plugin.unknown(f"{file}: column", absent[0], present))
             everything = groups is None or not opened.metadata.num_row_groups
@@ -331,8 +338,8 @@ def open_parquet(file: str) -> pq.ParquetFile:
     """Opened by its footer; UserError for a missing file or one that is not whole."""
     try:
         if _files.is_url(file):
-            return pq.ParquetFile(_files.File(file).open())
-        return pq.ParquetFile(file, memory_map=True)
+            return pq.ParquetFile(_files.File(file).open(), page_checksum_verification=True)
+        return pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise plugin.UserError(f"{file}: no such file; copy the data set again") from error
     except (pa.ArrowException, OSError) as error:

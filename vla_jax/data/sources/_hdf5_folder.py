@@ -140,6 +140,7 @@ class Opened:
 
     def value(self, name: str, length: int):
         """A column's value in this episode."""
+        self._reading = f"{name.removeprefix(STEPS)}: "
         if name == LANGUAGE and not self._says_each_step(length):
             return [_hdf5_columns.said(self._file, self._group)] * length
         if name.startswith(METADATA):

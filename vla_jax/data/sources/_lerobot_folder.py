@@ -279,7 +279,13 @@ def _tasks(path: str, version: str) -> dict[int, str]:
         raise plugin.UserError(
             f"{file}: columns {table.column_names}, expected task_index and the text"
         )
-    return dict(zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True))
+    try:
+        texts = table[named[0]].to_pylist()
+    except UnicodeDecodeError as error:
+        raise plugin.UserError(
+            f"{file}: {named[0]}: bytes that are no UTF-8 ({error}); copy it again"
+        ) from error
+    return dict(zip(table["task_index"].to_pylist(), texts, strict=True))
 
 
 def _sidecar(file: str, count: int) -> tuple[pa.Table | None, dict | None]:
@@ -330,7 +336,10 @@ def read_parquet(
             everything = groups is None or not opened.metadata.num_row_groups
             table = opened.read(columns) if everything else opened.read_row_groups(groups, columns)
     except (pa.ArrowException, OSError) as error:
-        raise broken(file, error) from error
+        for name in columns if columns and columns[1:] else ():
+            read_parquet(file, [name], groups)  # raises for the first that is broken
+        field = f"{file}: {columns[0]}" if columns else file
+        raise broken(field, error) from error
     return table.select(columns) if columns is not None else table  # a.b also reads a.b.c
 
 
@@ -364,13 +373,13 @@ def _json(file: str) -> dict:
 def _lines(file: str, keys: tuple[str, ...], whole: bool = False) -> list[dict]:
     """A JSON lines file's rows: those keys, which all must have, or the `whole` of them."""
     rows = []
-    for number, line in enumerate(_files.read(file).decode("utf-8").splitlines(), 1):
+    for number, line in enumerate(_files.read(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             rows.append({**(row if whole else {}), **{key: row[key] for key in keys}})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise plugin.UserError(
                 f"{file}: line {number} is no JSON with {keys} ({error!r}); copy it again"
             ) from error

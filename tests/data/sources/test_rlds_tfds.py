@@ -54,7 +54,7 @@ class ArmData(tfds.core.GeneratorBasedBuilder):
         })
         about = F.FeaturesDict({n: F.Text() for n in ("episode_id", "embodiment", "action_space")})
         both = F.FeaturesDict({"steps": F.Dataset(step), "episode_metadata": about})
-        return self.dataset_info_from_configs(features=both)
+        return tfds.core.DatasetInfo(builder=self, features=both)
 
     def _split_generators(self, manager):
         return {"train": self._generate_examples()}

@@ -24,10 +24,10 @@ from vla_jax.models import synthetic
 from vla_jax.parallel import arrays, census, chips, fake_devices
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import flops as flops_lib
-from vla_jax.train import smoke, start
-from vla_jax.train import step as steps
+from vla_jax.train import program, smoke, start
 
-# A program that is only looked at need not be fast.
+# A program that is only looked at need not be fast. LLVM comes after XLA has laid out its buffers:
+# these two change none of the figures; the config's own options stand beneath them.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -60,11 +60,13 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
     with meshes.use(mesh):
         run = start.plan(config, network, synthetic.examples(config, size), mesh)
         batches = synthetic.abstract(config, size)
-        compiled = _compile(config, network, objectives, run, batches, mesh, real)
-    memory = _memory(run.abstract, compiled, batches, mesh)
+        train_step = program.train_step(config, network, objectives, run)
+        lowered = program.lower(train_step, run, batches)
+        compiled = lowered.compile(compiler_options=None if real else QUICK)
+    memory = exact_memory(run.abstract, batches, mesh) | _program_memory(compiled)
     sent = census.collectives(compiled.as_text(), len(found))
     work = flops_lib.train_step(config, network, size, run.variables, batches)
-    times = _times(config, chip, len(found), work, memory, sent)
+    least = times(config, chip, len(found), work, memory, sent)
     held = memory["program_bytes"]
     return {
         "mesh": dict(mesh.shape),
@@ -79,10 +81,8 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         "collectives": sent,
         "train_step_flops": sum(work.values()),
         "flops_by_part": work,
-        **times,
-        "exact": ["parameter_bytes", "optimizer_bytes", "batch_bytes", "collectives"]
-        + (["temporary_bytes"] if real else []),
-        "indicative": [] if real else ["temporary_bytes", "program_bytes", "fits"],
+        **least,
+        **_sure(config, origin, real),
     }
 
 
@@ -104,34 +104,26 @@ def _tpu_devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device] |
         ) from error
 
 
-def _compile(config, network, objectives, run, batches, mesh: Mesh, real: bool) -> Any:
-    train_step = jax.jit(
-        steps.make_train_step(network.apply, objectives, run.optimizer, config),
-        out_shardings=(run.shardings, arrays.replicated(mesh)),
-        donate_argnums=0,
-    )
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=arrays.batch_sharding(mesh)),
-        batches,
-    )
-    lowered = train_step.lower(run.abstract, placed)
-    return lowered.compile(compiler_options=None if real else QUICK)
-
-
-def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, float]:
-    """Bytes per device of the state's parts, and of the whole program while it runs."""
+def exact_memory(state: Any, batches: Any, mesh: Mesh) -> dict[str, int]:
+    """Bytes per device of a state's parts (shapes with shardings) and of its rows of a batch."""
 
     def held(tree: Any) -> int:
         leaves = jax.tree.leaves(tree)
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * _item(x) for x in leaves)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * item_bytes(x) for x in leaves)
 
-    ways = arrays.shards(mesh)
-    found = compiled.memory_analysis()
+    rows = sum(math.prod(x.shape) * item_bytes(x) for x in jax.tree.leaves(batches))
     return {
         "parameter_bytes": held((state.trained, state.frozen)),
         "optimizer_bytes": held(state.opt_state),
         "ema_bytes": held(state.ema),
-        "batch_bytes": sum(math.prod(x.shape) * _item(x) for x in jax.tree.leaves(batches)) // ways,
+        "batch_bytes": rows // arrays.shards(mesh),
+    }
+
+
+def _program_memory(compiled: Any) -> dict[str, int]:
+    """Bytes per device of the whole program while it runs."""
+    found = compiled.memory_analysis()
+    return {
         "temporary_bytes": found.temp_size_in_bytes,
         # The state's new values take the old ones' place where they are donated.
         "program_bytes": found.argument_size_in_bytes
@@ -141,14 +133,30 @@ def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, fl
     }
 
 
-def _item(leaf: Any) -> int:
-    """Bytes of a number; a random key's are its words'."""
+def _sure(config: config_lib.TrainConfig, origin: str, real: bool) -> dict[str, list[str]]:
+    """Which figures are those of the run, and which only indicate them.
+
+    Lengths are the config's. Piece embeddings have as many rows as the text tokenizer has pieces,
+    which nobody knows without its file or `config.text_pieces`; nothing else depends on it.
+    """
+    names = ["parameter_bytes", "optimizer_bytes", "batch_bytes", "collectives", "train_step_flops"]
+    guessed = config.text_pieces is None and origin != config.text_tokenizer
+    words = guessed and "text_embedding" in config.model.shared
+    exact = ["batch_bytes"] if words else names
+    indicative = [name for name in names if name not in exact]
+    if real and not words:
+        return {"exact": [*exact, "temporary_bytes"], "indicative": indicative}
+    return {"exact": exact, "indicative": [*indicative, "temporary_bytes", "program_bytes", "fits"]}
+
+
+def item_bytes(leaf: Any) -> int:
+    """Bytes of a leaf's number; a random key's are its words'."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf.dtype.itemsize
     return np.dtype(leaf.dtype).itemsize
 
 
-def _times(config, chip, count: int, work: dict, memory: dict, sent: dict) -> dict:
+def times(config, chip, count: int, work: dict, memory: dict, sent: dict) -> dict:
     """The roofline: seconds that arithmetic, memory and network each take at least."""
     rate = chip.flops if config.model.dtype == "bfloat16" else chip.flops_float32
     if rate is None:
@@ -175,10 +183,14 @@ def text(found: dict) -> str:
     def gib(name: str) -> str:
         return f"{found[name] / 2**30:8.3f} GiB"
 
+    unsure = ""
+    if "parameter_bytes" in found["indicative"]:
+        unsure = "; what piece embeddings hold and compute is INEXACT: set config.text_pieces"
     note = "" if found["compiled_for"] == "tpu" else "   (of XLA's CPU compiler: indicative)"
     lines = [
         f"{found['devices']} x {found['chip']}, mesh {found['mesh']}, "
         f"{found['parameters']:,} parameters",
+        f"text tokenizer: {found['text_tokenizer']}{unsure}",
         "per device",
         f"  parameters  {gib('parameter_bytes')}",
         f"  optimizer   {gib('optimizer_bytes')}",

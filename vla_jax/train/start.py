@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
+from vla_jax.nn import attention_kernels
 from vla_jax.parallel import mesh as meshes
 from vla_jax.parallel import processes, sharding
 from vla_jax.train import optimizer as optimizers
@@ -43,6 +44,7 @@ class Model(Protocol):
 class Plan:
     """A run's shapes on its mesh, before any array is made."""
 
+    mesh: Mesh
     variables: dict[str, Any]  # ShapeDtypeStructs of all parameters
     optimizer: optax.GradientTransformation
     create: Callable[[], states.TrainState]
@@ -63,7 +65,8 @@ def plan(
 ) -> Plan:
     """The plan of a run; `examples` are Batches of the config's shapes (values do not matter).
 
-    UserError for tables that do not fit the parameters and batches that do not divide.
+    UserError for tables that do not fit the parameters, batches that do not divide, and a kernel of
+    attention that the mesh's devices do not have.
     """
     check_batches(config, mesh)
 
@@ -71,6 +74,8 @@ def plan(
         return dict(model.init(jax.random.key(config.seed), examples))
 
     with meshes.use(mesh):
+        if "attention" in config.model.trunk:
+            attention_kernels.check(config.model.trunk["attention"], config.model.dtype)
         variables = jax.eval_shape(init)
         optimizer = optimizers.make(config.optimizer, config.steps, variables)
 
@@ -85,7 +90,9 @@ def plan(
     abstract = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
     )
-    return Plan(variables=variables, optimizer=optimizer, create=create, abstract=abstract)
+    return Plan(
+        mesh=mesh, variables=variables, optimizer=optimizer, create=create, abstract=abstract
+    )
 
 
 def fresh(plan: Plan, pretrained: Pretrained | None = None) -> states.TrainState:
@@ -119,8 +126,7 @@ def _cheap_to_compile(plan: Plan) -> dict[str, Any] | None:
 
     40 arrays of random numbers compile in 20 CPU seconds by default, in 4 without (jax 0.10.2).
     """
-    device = next(iter(jax.tree.leaves(plan.shardings)[0].device_set))
-    if device.platform != "cpu":
+    if plan.mesh.devices.flat[0].platform != "cpu":
         return None
     return {"xla_backend_optimization_level": 0 if trees.count(plan.variables) < 2**24 else 1}
 

@@ -126,10 +126,14 @@ def test_a_dry_run_says_everything_and_writes_nothing(bridge, tmp_path, capsys):
     assert tree["streams"]["robot"]["mixture"]["bridge"]["source"]["path"] == bridge
     lines = [line.split() for line in printed[end:].splitlines()]
     (header,) = (line for line in lines if line[:1] == ["member"])
-    (member,) = (line for line in lines if line[:1] == ["bridge"])
+    member = next(line for line in lines if line[:1] == ["bridge"])
     row = dict(zip(header, member, strict=True))
     # 25 episodes of 10 steps, a fifth held out, the first step of each without a sample.
     assert (row["episodes"], row["samples"]) == ("20", "180")
+    # What the normalizer makes of the data, and that it was measured now.
+    text, key = printed[end:], row["dataset_key"]
+    assert f"statistics computed from the training episodes\n{key} action: " in text
+    assert f"{key} proprio/ee: " in text and text.count("q01 ") == 2
     paths = [line for line in lines if line and line[0].startswith("params/")]
     sizes = {line[0]: int(line[-1].replace(",", "")) for line in paths}
     assert sizes["params/heads_action/mlp/hidden_0/kernel"] == 64 * 64

@@ -32,10 +32,10 @@ def stop_at(step: int) -> hooks.Hook:
 
 @pytest.mark.mesh
 def test_two_and_two_equal_four(config, tmp_path, monkeypatch):
-    drawn = two_streams.watch(monkeypatch)
+    taken = two_streams.watch(monkeypatch)
     four = assemble.train(assemble.assemble(config), str(tmp_path / "four"))
-    whole = list(drawn)
-    drawn.clear()
+    whole = list(taken)
+    taken.clear()
 
     two = assemble.train(assemble.assemble(config), str(tmp_path / "two"), [stop_at(2)])
     assert int(two.step) == 2
@@ -49,7 +49,7 @@ def test_two_and_two_equal_four(config, tmp_path, monkeypatch):
     assert len(jax.tree.leaves(four.ema)) > 0
 
     # The same rows, byte for byte, in the same order, and none of them twice.
-    assert drawn == whole and len(whole) == 2 * 4
+    assert taken == whole and len(whole) == 2 * 4
     for name in ("robot", "vl"):
         assert [n for row in whole if row[0] == name for n in row[1]] == list(range(16))
     losses = [[row["loss"] for row in jsonl.read(tmp_path / run)] for run in ("four", "two")]

@@ -2,10 +2,12 @@
 
 import hashlib
 
+import jax
+import numpy as np
+
 from vla_jax import config as config_lib
-from vla_jax.data import engine
 from vla_jax.data.sources import _emoji, collage
-from vla_jax.train import smoke
+from vla_jax.train import feed, smoke
 
 IMAGE = (24, 24)
 
@@ -109,26 +111,20 @@ def config(*arguments, **changes) -> config_lib.TrainConfig:
 
 
 def watch(monkeypatch) -> list:
-    """The list of (stream, row_ids, hash of the arrays) of every batch drawn from now on."""
-    drawn, draw = [], engine.Stream.__next__
+    """The list of (stream, row_ids, hash of the arrays) of every batch a train_step takes from now.
 
-    def watched(stream):
-        batch = draw(stream)
-        digest = hashlib.sha256()
-        _feed(digest, batch)
-        # `mixture` is not kept by the stream: its rows' structure tells the streams apart.
-        name = "robot" if "action" in batch["targets"] else "vl"
-        drawn.append((name, batch["row_id"].tolist(), digest.hexdigest()))
-        return batch
+    Not of those that were only drawn: one is read ahead, and a run that stops leaves it behind.
+    """
+    taken, take = [], feed.Feed.take
 
-    monkeypatch.setattr(engine.Stream, "__next__", watched)
-    return drawn
+    def watched(self, running=None):
+        batches, *rest = take(self, running)
+        for name, batch in batches.items():
+            digest = hashlib.sha256()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+                digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+            taken.append((name, np.asarray(batch.row_id).tolist(), digest.hexdigest()))
+        return batches, *rest
 
-
-def _feed(digest, value) -> None:
-    if isinstance(value, dict):
-        for name in sorted(value):
-            digest.update(name.encode())
-            _feed(digest, value[name])
-    else:
-        digest.update(value.tobytes())
+    monkeypatch.setattr(feed.Feed, "take", watched)
+    return taken

@@ -115,10 +115,10 @@ def run(
                 stack.callback(opened[name].close)
         log = logs.Log(workdir, config, begin, account)
         stack.callback(log.close)
+        stop = stack.enter_context(hooks_lib.StopSignal())
         feed = feeds.Feed(opened, mesh, config.steps - begin)
         stack.callback(feed.close)
         metrics = None
-        stop = stack.enter_context(hooks_lib.StopSignal())
 
         # -------------------------------------------------------------------------------- loop
         for done in range(begin + 1, config.steps + 1):

@@ -69,6 +69,7 @@ def run(
     measured = [f"validation/{s}/{name}" for s in validation or {} for name in objectives[s]]
     start.check_intervals(config, measured if config.validation.every else [])
     with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(processes.Progress(config.patience))
         # ---------------------------------------------------------------- mesh, shapes, shardings
         mesh = meshes.make(dataclasses.asdict(config.mesh), devices)
         stack.enter_context(meshes.use(mesh))
@@ -121,12 +122,15 @@ def run(
 
         # -------------------------------------------------------------------------------- loop
         for done in range(begin + 1, config.steps + 1):
+            progress.at(f"the rows of train_step {done}")
             batches, wait, skipped = feed.take(metrics)
             clock = time.perf_counter()
+            progress.at(None if done == begin + 1 else f"train_step {done}", others=True)
             state, metrics = train_step(state, batches)  # dispatched; the device works on
             if done == begin + 1:  # that it had to be compiled is no part of a train_step's time
                 log.pause("compile", time.perf_counter() - clock)
             log.add(done, metrics, wait, skipped)  # fetches the metrics of the train_step before
+            progress.at(None)
             n = {name: drawn + config.streams[name].batch_size for name, drawn in n.items()}
             clock = time.perf_counter()
 

@@ -144,6 +144,8 @@ def check_intervals(config: config_lib.TrainConfig, measured: Collection[str]) -
     for name, every in intervals.items():
         if every is not None and every < 1:
             raise plugin.UserError(f"config.{name}: got {every}, expected 1 train_step or more")
+    if not config.patience > 0:
+        raise plugin.UserError(f"config.patience: got {config.patience}, expected seconds above 0")
     metric = config.checkpoint.best_metric
     if metric is None:
         return

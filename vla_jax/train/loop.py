@@ -115,10 +115,9 @@ def run(
                 stack.callback(opened[name].close)
         log = logs.Log(workdir, config, begin, account)
         stack.callback(log.close)
-        feed = feeds.Feed(opened, mesh, config.steps - begin)
-        stack.callback(feed.close)
-        metrics = None
         stop = stack.enter_context(hooks_lib.StopSignal())
+        feed, metrics = feeds.Feed(opened, mesh, config.steps - begin), None
+        stack.callback(feed.close)
 
         # -------------------------------------------------------------------------------- loop
         for done in range(begin + 1, config.steps + 1):

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -60,7 +61,7 @@ OCTO = {"augmented": 162.0, "plain": 213.0}  # samples/s, measured on two such c
 STANDARDIZER = dict(type="oxe", row="bridge")
 DATA_SETS = 10
 ROUNDS = 3
-AHEAD = 8  # batches, more than any of them keeps ready
+WARM = 8  # batches of a round, after which every worker has begun
 
 
 def main() -> int:
@@ -136,9 +137,9 @@ class Bench:
         found, compared = {}, {}
         for name, mix in mixtures.items():
             for w in self.workers:
-                openers = {f"{name}/{w}": self.ours(mix, w)}
+                openers = {f"{name}/{w}": functools.partial(self.ours, mix, w)}
                 if self.arguments.grain:
-                    openers[f"grain_{name}/{w}"] = self.grain(mix, w)
+                    openers[f"grain_{name}/{w}"] = functools.partial(self.grain, mix, w)
                 rounds = self.in_turns(openers)
                 for way, values in rounds.items():
                     best = found.setdefault(way.rpartition("/")[0], values)
@@ -231,30 +232,29 @@ class Bench:
         """Grain's own stream of the same sources."""
         return _grain(mix, self.arguments.batch_size, workers)
 
-    def in_turns(self, streams: dict) -> dict[str, list[float]]:
-        """Name -> samples/s of each round; the streams are open together, and one is drawn from.
+    def in_turns(self, openers: dict) -> dict[str, list[float]]:
+        """Name -> samples/s of each round. One stream is open at a time.
 
-        Every other round begins with another, so that a machine that slows down favours none.
+        Every other round begins with another, so that a machine that slows down favours none; and
+        each round opens its own: what waits to be drawn from goes on reading ahead meanwhile.
         """
-        rounds = {name: [] for name in streams}
-        used, whole = dict.fromkeys(streams, 0.0), dict.fromkeys(streams, 0)
-        with contextlib.ExitStack() as stack:
-            opened = {name: stack.enter_context(stream) for name, stream in streams.items()}
-            for number in range(ROUNDS):
-                for name in list(opened)[:: -1 if number % 2 else 1]:
-                    # What was made ahead, while another was drawn from, is no work of this round.
-                    for _ in range(AHEAD):
-                        next(opened[name])
+        rounds = {name: [] for name in openers}
+        used, whole = dict.fromkeys(openers, 0.0), dict.fromkeys(openers, 0)
+        for number in range(ROUNDS):
+            for name in list(openers)[:: -1 if number % 2 else 1]:
+                with openers[name]() as batches:
+                    for _ in range(WARM):
+                        next(batches)
                     begin, cpu, drawn = time.perf_counter(), _cpu(), 0
                     while time.perf_counter() - begin < self.arguments.seconds:
-                        next(opened[name])
+                        next(batches)
                         drawn += self.arguments.batch_size
                     rounds[name].append(drawn / (time.perf_counter() - begin))
                     used[name], whole[name] = used[name] + _cpu() - cpu, whole[name] + drawn
-            for name, batches in opened.items():
-                self.cpu[name] = round(1e3 * used[name] / whole[name], 3)
-                self.rounds[name] = [round(r, 1) for r in rounds[name]]
-                self._rss(batches)
+                    self._rss(batches)
+        for name in openers:
+            self.cpu[name] = round(1e3 * used[name] / whole[name], 3)
+            self.rounds[name] = [round(r, 1) for r in rounds[name]]
         return rounds
 
     def _rss(self, stream) -> float:

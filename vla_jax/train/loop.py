@@ -116,9 +116,8 @@ def run(
         log = logs.Log(workdir, config, begin, account)
         stack.callback(log.close)
         stop = stack.enter_context(hooks_lib.StopSignal())
-        feed = feeds.Feed(opened, mesh, config.steps - begin)
+        feed, metrics = feeds.Feed(opened, mesh, config.steps - begin), None
         stack.callback(feed.close)
-        metrics = None
 
         # -------------------------------------------------------------------------------- loop
         for done in range(begin + 1, config.steps + 1):

@@ -66,14 +66,11 @@ def child(depth: int) -> dict:
 
 def measure(depth: int) -> dict:
     """CPU-seconds of tracing and of compiling the train_step of a trunk of `depth` layers."""
-    import jax
 
     from benchmarks import octo_small
     from vla_jax.models import synthetic
-    from vla_jax.parallel import arrays
     from vla_jax.parallel import mesh as meshes
-    from vla_jax.train import smoke, start
-    from vla_jax.train import step as steps
+    from vla_jax.train import program, smoke, start
 
     config = octo_small.config()
     config = octo_small.config(trunk={**config.model.trunk, "depth": depth})
@@ -82,14 +79,9 @@ def measure(depth: int) -> dict:
     mesh, size = meshes.make(), tokenizer.vocabulary_size
     with meshes.use(mesh):
         run = start.plan(config, network, synthetic.examples(config, size), mesh)
-        train_step = jax.jit(
-            steps.make_train_step(network.apply, objectives, run.optimizer, config),
-            out_shardings=(run.shardings, arrays.replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=config.compiler,
-        )
+        train_step = program.train_step(config, network, objectives, run)
         begin = time.process_time()
-        lowered = train_step.lower(run.abstract, synthetic.abstract(config, size))
+        lowered = program.lower(train_step, run, synthetic.abstract(config, size))
         traced = time.process_time()
         lowered.compile()
         compiled = time.process_time()

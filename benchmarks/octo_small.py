@@ -93,7 +93,9 @@ def config(**model):
     language = tokenizers["language"]
     tokenizers["language"] = {**language, "encoder": dict(T5_TINY, vocabulary_size=512)}
     network = dataclasses.replace(made.model, tokenizers=tokenizers, **model)
-    return dataclasses.replace(made, model=network, streams={"robot": stream}, init_from=None)
+    return dataclasses.replace(
+        made, model=network, streams={"robot": stream}, init_from=None, text_pieces=None
+    )
 
 
 def mask(_) -> dict:
@@ -117,8 +119,7 @@ def step(arguments, prefix: str = "", **model) -> dict:
     from vla_jax.models import synthetic
     from vla_jax.parallel import arrays
     from vla_jax.parallel import mesh as meshes
-    from vla_jax.train import smoke, start
-    from vla_jax.train import step as steps
+    from vla_jax.train import program, smoke, start
 
     made = config(**model)
     tokenizer, _ = smoke.text_tokenizer(made)
@@ -131,12 +132,7 @@ def step(arguments, prefix: str = "", **model) -> dict:
         state = jax.block_until_ready(start.fresh(plan))
         init = time.perf_counter() - begin
         batches = arrays.global_batch(synthetic.batches(made, tokenizer.vocabulary_size), mesh)
-        train_step = jax.jit(
-            steps.make_train_step(network.apply, objectives, plan.optimizer, made),
-            out_shardings=(plan.shardings, arrays.replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=made.compiler,
-        )
+        train_step = program.train_step(made, network, objectives, plan)
         lowered, trace = timed(lambda: train_step.lower(state, batches))
         compiled, compile_ = timed(lowered.compile)
         seconds = []

@@ -27,11 +27,10 @@ import jax
 
 from vla_jax import config as config_lib
 from vla_jax.models import synthetic
-from vla_jax.parallel import arrays, census, fake_devices
+from vla_jax.parallel import census, fake_devices
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import plan as plans
-from vla_jax.train import smoke, start
-from vla_jax.train import step as steps
+from vla_jax.train import program, smoke, start
 
 COUNTS = (1, 2, 4, 8)
 STATE = "configs/octo_base.py"
@@ -76,16 +75,8 @@ def measure(config: config_lib.TrainConfig, axis: str, count: int) -> dict:
     mesh, size = meshes.make({axis: count}, jax.devices()[:count]), tokenizer.vocabulary_size
     with meshes.use(mesh):
         run = start.plan(config, network, synthetic.examples(config, size), mesh)
-        batches = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=arrays.batch_sharding(mesh)),
-            synthetic.abstract(config, size),
-        )
-        train_step = jax.jit(
-            steps.make_train_step(network.apply, objectives, run.optimizer, config),
-            out_shardings=(run.shardings, arrays.replicated(mesh)),
-            donate_argnums=0,
-        )
-        lowered = train_step.lower(run.abstract, batches)
+        train_step = program.train_step(config, network, objectives, run)
+        lowered = program.lower(train_step, run, synthetic.abstract(config, size))
         compiled = lowered.compile(compiler_options=plans.QUICK)
     memory = compiled.memory_analysis()
     return {

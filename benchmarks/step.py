@@ -26,7 +26,7 @@ from vla_jax import plugin, trees
 from vla_jax.models import synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import smoke, start, step
+from vla_jax.train import program, smoke, start, step
 
 SIDE = 2048  # of the matmul that measures the peak
 
@@ -64,12 +64,7 @@ def measure(config: config_lib.TrainConfig, count: int) -> dict:
         examples = synthetic.examples(config, tokenizer.vocabulary_size)
         plan = start.plan(config, network, examples, mesh)
         batches = arrays.global_batch(synthetic.batches(config, tokenizer.vocabulary_size), mesh)
-        train_step = jax.jit(
-            step.make_train_step(network.apply, objectives, plan.optimizer, config),
-            out_shardings=(plan.shardings, arrays.replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=config.compiler or None,
-        )
+        train_step = program.train_step(config, network, objectives, plan)
         state = start.fresh(plan)
         lowered, trace = _timed(lambda: train_step.lower(state, batches))
         compiled, compile_ = _timed(lowered.compile)

@@ -14,6 +14,7 @@ SIZES = dict(
     small=dict(width=384, depth=12, heads=6, mlp=1536),  # vit_s
     base=dict(width=768, depth=12, heads=12, mlp=3072),  # vit_b
 )
+PIECES = 32_000  # of T5's spiece.model; the encoder's table is larger
 T5_BASE = dict(
     type="t5", vocabulary_size=32_128, width=768, depth=12, heads=12, head_dim=64, mlp=3072
 )
@@ -36,7 +37,7 @@ def build(size: str, a):
     c = config.new()
     c.steps = a.steps
     c.workers = a.workers
-    c.text_tokenizer = f"{a.t5}/spiece.model"
+    c.text_tokenizer, c.text_pieces = f"{a.t5}/spiece.model", PIECES
     c.init_from = dict(encoders=dict(language=a.t5))
     c.freeze = (("params/tokenizers_language/encoder/.*", True), (".*", False))
     c.embodiments = ("widowx",)
@@ -61,8 +62,8 @@ def build(size: str, a):
     )
     c.streams.robot = stream(a)
     c.optimizer = dict(lr=3e-4, schedule="rsqrt", warmup=2000, weight_decay=0.1, clip=1.0)
-    # On a CPU: fusions with YNNPACK cost a tenth of the time, LLVM's last level pays nothing back.
-    c.compiler = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_backend_optimization_level": 1}
+    # Fusions with YNNPACK cost a tenth of the time, LLVM's last level pays nothing back.
+    c.compiler.cpu = dict(xla_cpu_experimental_ynn_fusion_type="", xla_backend_optimization_level=1)
     c.checkpoint.every = 10_000
     c.validation = dict(every=5000, batches=16)
     c.log_every = 100

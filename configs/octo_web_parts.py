@@ -25,7 +25,7 @@ def build(a):
     """The config without streams: network, optimizer, mesh of a pod."""
     c = config.new()
     c.steps, c.workers = a.steps, a.workers
-    c.text_tokenizer = f"{a.t5}/spiece.model"
+    c.text_tokenizer, c.text_pieces = f"{a.t5}/spiece.model", octo_parts.PIECES
     c.freeze = (("params/tokenizers_language/encoder/.*", True), (".*", False))
     c.embodiments = bodies()
     c.model.dtype = "bfloat16"

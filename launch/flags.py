@@ -4,6 +4,7 @@
 
 Flags of XLA change between its versions: tests/launch/test_flags.py starts XLA with those of the
 GPU, which refuses flags that it does not know, and libtpu with those of the TPU where it is there.
+What one config's programs want of XLA is no machine's matter: `config.compiler` (docs/pods.md).
 What stands in the environment already is kept, and wins over the table where both name a flag.
 """
 

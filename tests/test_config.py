@@ -165,3 +165,25 @@ def test_a_placeholder_is_a_path_and_no_other_text(text, open_):
             config_lib.check_filled("config", tree)
     else:
         config_lib.check_filled("config", tree)
+
+
+def test_options_of_the_compiler_stand_by_platform():
+    config = parsed("--config.compiler.cpu.xla_some_level=2", "--config.compiler.tpu.xla_tpu_a=yes")
+    assert config.compiler == config_lib.CompilerConfig(
+        cpu={"xla_some_level": 2}, tpu={"xla_tpu_a": "yes"}
+    )
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("compiler.xla_cpu_a=1", "Known: config.compiler.cpu, .*below the platform"),  # flat
+        ("compiler.gpus={}", "did you mean 'config.compiler.gpu'"),
+        ("compiler.cpu=1", "expected a table"),
+        ("compiler.cpu.xla_gpu_a=1", "an option of gpu; say config.compiler.gpu.xla_gpu_a"),
+    ],
+)
+def test_options_that_belong_to_no_platform_are_refused(flag, said):
+    with pytest.raises(plugin.UserError, match=said):
+        parsed(f"--config.{flag}")

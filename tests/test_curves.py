@@ -10,7 +10,7 @@ from vla_jax import config as config_lib
 from vla_jax.models import synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import smoke, start, step
+from vla_jax.train import program, smoke, start
 
 STEPS = 20
 MESHES = {
@@ -31,12 +31,7 @@ def curve(mesh, dtype: str = "float32") -> np.ndarray:
     size, found = tokenizer.vocabulary_size, []
     with meshes.use(mesh):
         plan = start.plan(config, network, synthetic.examples(config, size), mesh)
-        train_step = jax.jit(
-            step.make_train_step(network.apply, objectives, plan.optimizer, config),
-            out_shardings=(plan.shardings, arrays.replicated(mesh)),
-            compiler_options=smoke.COMPILER,
-            donate_argnums=0,
-        )
+        train_step = program.train_step(config, network, objectives, plan)
         state = start.fresh(plan)
         for number in range(STEPS):
             batches = synthetic.batches(config, size, start=number)

@@ -23,7 +23,7 @@ from vla_jax import config as config_lib
 from vla_jax.models import synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import smoke, start, step
+from vla_jax.train import program, smoke, start
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 20
@@ -39,11 +39,7 @@ def curve() -> list[float]:
     mesh = meshes.make(devices=jax.devices()[:1])
     with meshes.use(mesh):
         plan = start.plan(config, network, synthetic.examples(config, 0), mesh)
-        train_step = jax.jit(
-            step.make_train_step(network.apply, objectives, plan.optimizer, config),
-            compiler_options=smoke.COMPILER,
-            donate_argnums=0,
-        )
+        train_step = program.train_step(config, network, objectives, plan)
         state, losses = start.fresh(plan), []
         for number in range(STEPS):
             batches = arrays.global_batch(synthetic.batches(config, 0, start=number), mesh)

@@ -23,6 +23,7 @@ import ml_collections
 from vla_jax import plugin
 from vla_jax.schema import (
     CheckpointConfig,
+    CompilerConfig,
     InitFromConfig,
     LegacyConfig,
     MeshConfig,
@@ -41,6 +42,7 @@ from vla_jax.schema import (
 
 __all__ = [  # the schema's names, for those who hold a config
     "CheckpointConfig",
+    "CompilerConfig",
     "InitFromConfig",
     "LegacyConfig",
     "MeshConfig",
@@ -245,7 +247,8 @@ def _dataclass(where: str, cls: type, value: Any) -> Any:
     for key in value:
         if key not in hints:
             known = [f"{where}.{field.name}" for field in fields]
-            raise plugin.UserError(plugin.unknown(where, f"{where}.{key}", known))
+            advice = f" {cls.advice}" if hasattr(cls, "advice") else ""
+            raise plugin.UserError(plugin.unknown(where, f"{where}.{key}", known) + advice)
     for field in fields:
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and field.name not in value:

@@ -13,6 +13,7 @@ from vla_jax import plugin
 
 Spec = dict[str, Any]  # a plug-in: its `type` and arguments
 Row = tuple[str, Any]  # (regex over parameter paths, value): the first row that matches decides
+Options = dict[str, bool | int | float | str]  # XLA's, by name
 PerLayer = float | tuple[float, ...]  # one value, or one per layer of a stacked parameter
 Schedule = float | tuple[tuple[float, float], ...]  # a value, or (n, value) points joined by lines
 
@@ -159,6 +160,30 @@ class CheckpointConfig:
 
 
 @_section()
+class CompilerConfig:
+    """XLA's options {name: value} on each platform, for the programs of this run alone.
+
+    The platform is that of the mesh's devices. What a process must find when it starts (libtpu's
+    flags, memory, malloc) is not said here: launch/flags.py, docs/pods.md.
+    """
+
+    advice = "XLA's options stand below the platform that they are for: config.compiler.cpu.OPTION"
+    cpu: Options = _empty()
+    gpu: Options = _empty()
+    tpu: Options = _empty()
+
+    def __post_init__(self):
+        for platform, options in vars(self).items():
+            for other in vars(self):
+                strays = [name for name in options if name.startswith(f"xla_{other}_")]
+                if strays and other != platform:
+                    raise plugin.UserError(
+                        f"config.compiler.{platform}: got {strays[0]!r}, an option of {other}; "
+                        f"say config.compiler.{other}.{strays[0]}"
+                    )
+
+
+@_section()
 class ValidationConfig:
     """Held-out batches per stream, the same ones each time."""
 
@@ -199,6 +224,7 @@ class TrainConfig:
     seed: int = 0
     embodiments: tuple[str, ...] = ()
     text_tokenizer: str | None = None  # path of a SentencePiece model or a T5's tokenizer.json
+    text_pieces: int | None = None  # how many it has: plans are exact before its file is there
     normalizer: NormalizerConfig = dataclasses.field(default_factory=NormalizerConfig)
     init_from: InitFromConfig | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -208,7 +234,7 @@ class TrainConfig:
     sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
-    compiler: dict[str, bool | int | str] = dataclasses.field(default_factory=dict)  # XLA's options
+    compiler: CompilerConfig = dataclasses.field(default_factory=CompilerConfig)
     workers: int = 0  # data processes per stream; 0 = in this one
     accept_changed_data: bool = False  # a resumed run goes on at its n with another mixture
     writers: tuple[str, ...] = ("jsonl", "tensorboard")

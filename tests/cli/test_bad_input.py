@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_format(refused, trained, fixtures_dir, tmp_path
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "format_version": 99}))
     config = f"configs/debug.py:data={fixtures_dir / 'bridge_dataset' / '1.0.0'}"
     message = refused(config=config, workdir=folder)
-    assert "format_version 99, this code reads 1" in message
+    assert "format_version 99, this code reads 1 to 2" in message
     message = refused(f"--config.init_from.checkpoint={folder}", config=config)
     assert "format_version 99" in message
 

@@ -2,12 +2,16 @@
 
 import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from launch import flags
+from vla_jax import config as config_lib
+
+CONFIGS = pathlib.Path(flags.__file__).resolve().parents[1] / "configs"
 
 
 def started(platform: str, **environment: str) -> subprocess.CompletedProcess:
@@ -50,6 +54,21 @@ def test_what_is_set_already_wins():
     assert "--xla_dump_to=/tmp/x" in found
     share = "XLA_PYTHON_CLIENT_MEM_FRACTION"
     assert flags.environment("gpu", {share: ".5"})[share] == ".5"
+
+
+def test_no_flag_has_two_homes():
+    """What every process of a machine needs stands in the table, one config's wishes in it."""
+    ours = {
+        name.lstrip("-") for table in flags.TABLE.values() for f in table.values() for name, _ in f
+    }
+    checked = 0
+    for file in sorted(CONFIGS.glob("*.py")):
+        if "def get_config(" in file.read_text() and file.stem not in ("finetune", "demo_eval"):
+            compiler = config_lib.load(str(file)).compiler
+            for platform, options in vars(compiler).items():
+                assert not ours & set(options), f"{file.name}: config.compiler.{platform}"
+                checked += len(options)
+    assert checked and "xla_gpu_enable_latency_hiding_scheduler" in ours
 
 
 def test_a_shell_takes_them(capsys):

@@ -95,7 +95,7 @@ def test_another_format_version_is_refused(made, tmp_path):
     path = tmp_path / "run/checkpoints/2/meta/metadata"
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw | {"format_version": 0}))
-    with pytest.raises(plugin.UserError, match="format_version 0, this code reads 1"):
+    with pytest.raises(plugin.UserError, match="format_version 0, this code reads 1 to 2"):
         checkpoint.load(str(tmp_path / "run"))
 
 

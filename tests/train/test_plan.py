@@ -6,11 +6,12 @@ import jax
 import pytest
 
 from vla_jax import config as config_lib
-from vla_jax import plugin
+from vla_jax import plugin, trees
+from vla_jax.codecs import text_tokenizer
 from vla_jax.models import synthetic
 from vla_jax.parallel import chips
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import plan, smoke, start
+from vla_jax.train import flops, plan, smoke, start
 
 AXES = {"fsdp": 4, "data": 2}
 
@@ -19,7 +20,7 @@ AXES = {"fsdp": 4, "data": 2}
 def config():
     whole = smoke.shrink(config_lib.load("configs/octo_small.py"), AXES)
     mesh = dataclasses.replace(whole.mesh, **AXES)
-    return dataclasses.replace(whole, mesh=mesh, compiler={})
+    return dataclasses.replace(whole, mesh=mesh)
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,51 @@ def test_too_few_devices_and_meshes_that_do_not_fit(config):
         plan.devices(chips.CHIPS["cpu"], (4096,))
     with pytest.raises(plugin.UserError, match="mesh"):
         plan.make(config, chips.CHIPS["cpu"], jax.devices()[:3])
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A config whose piece embeddings are as many as its text tokenizer has pieces."""
+    small = smoke.shrink(config_lib.load("configs/octo_base_pretrain_web.py"), {})
+    streams = {n: dataclasses.replace(s, batch_size=8) for n, s in small.streams.items()}
+    return dataclasses.replace(small, streams=streams)
+
+
+def test_words_without_their_file(words, tmp_path):
+    """As many pieces as the config says: parameters and operations are those with the file."""
+
+    def counted(**changes):
+        config = dataclasses.replace(words, **changes)
+        tokenizer, origin = smoke.text_tokenizer(config)
+        network, _ = smoke.parts(config, tokenizer)
+        examples = synthetic.examples(config, tokenizer.vocabulary_size)
+        shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), examples))
+        work = flops.train_step(config, network, tokenizer.vocabulary_size, shapes)
+        return trees.count(shapes), work, network.layout("vl").length, origin
+
+    made = text_tokenizer.TextTokenizer.train([f"word{n} {n * n}" for n in range(400)])
+    made.save(tmp_path / "words.model")
+    pieces, path = made.vocabulary_size, str(tmp_path / "words.model")
+    there = counted(text_tokenizer=path, text_pieces=pieces)
+    absent = counted(text_tokenizer=f"{path}.absent", text_pieces=pieces)
+    assert there[:3] == absent[:3] and there[3] == path
+    assert absent[3] == f"stand-in of {pieces} pieces"
+    guessed = counted(text_tokenizer=f"{path}.absent")
+    few = int(guessed[3].split()[2])
+    assert few < pieces and guessed[2] == there[2]  # as many tokens
+    assert there[0] - guessed[0] == (pieces - few) * words.model.trunk["width"]
+    assert sum(guessed[1].values()) < sum(there[1].values())
+    with pytest.raises(plugin.UserError, match=f"got 7, .*--config.text_pieces={pieces}"):
+        counted(text_tokenizer=path, text_pieces=7)
+
+
+def test_figures_that_words_change_are_called_inexact(words, config, found):
+    stand_in = "stand-in of 51 pieces"
+    unsure = plan._sure(words, stand_in, real=True)
+    assert unsure["exact"] == ["batch_bytes"] and "parameter_bytes" in unsure["indicative"]
+    said = dataclasses.replace(words, text_pieces=51)
+    assert plan._sure(said, stand_in, real=True)["indicative"] == []
+    # T5's own table has the size that its config says.
+    assert "parameter_bytes" in plan._sure(config, stand_in, real=False)["exact"]
+    assert "INEXACT" not in plan.text(found) and "text tokenizer: stand-in" in plan.text(found)
+    assert "INEXACT: set config.text_pieces" in plan.text({**found, **unsure})

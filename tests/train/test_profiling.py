@@ -19,7 +19,7 @@ def config():
     streams = {
         name: dataclasses.replace(stream, batch_size=8) for name, stream in small.streams.items()
     }
-    return dataclasses.replace(small, streams=streams, compiler={})
+    return dataclasses.replace(small, streams=streams)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ GIVEN = config_lib.MeshConfig()
 @pytest.fixture(scope="module")
 def config():
     small = smoke.shrink(config_lib.load("configs/octo_small.py"), dict(data=8))
-    return dataclasses.replace(small, compiler={})
+    return dataclasses.replace(small)
 
 
 def test_shapes_are_all_ways_to_split():

@@ -60,8 +60,11 @@ class TextTokenizer:
             self.bos_id = self.pad_id
 
     @classmethod
-    def load(cls, model: storage.Path | bytes) -> TextTokenizer:
-        """The tokenizer in a file, in a T5's folder, or in bytes; UserError if there is none."""
+    def load(cls, model: storage.Path | bytes, pieces: int | None = None) -> TextTokenizer:
+        """The tokenizer in a file, in a T5's folder, or in bytes; UserError if there is none.
+
+        UserError too if it has not as many `pieces` as a config says.
+        """
         if isinstance(model, bytes):
             return cls(model)
         path = storage.normal(model)
@@ -75,7 +78,13 @@ class TextTokenizer:
                 f"text tokenizer: no file {path}; make one with `vla data text-tokenizer`, or give "
                 "the spiece.model or tokenizer.json of a T5"
             )
-        return cls(storage.read(path), where=path)
+        found = cls(storage.read(path), where=path)
+        if pieces not in (None, found.vocabulary_size):
+            raise plugin.UserError(
+                f"config.text_pieces: got {pieces}, but {path} has {found.vocabulary_size}; give "
+                f"the file that is meant, or --config.text_pieces={found.vocabulary_size}"
+            )
+        return found
 
     @classmethod
     def train(

@@ -22,7 +22,7 @@ from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.data import images as pixels
 from vla_jax.models import build, contract, specs
-from vla_jax.train import checkpoint, keys
+from vla_jax.train import checkpoint, keys, program
 
 PROPRIO = build.PROPRIO
 EMBEDDINGS = 256  # instructions whose embedding a policy keeps
@@ -77,9 +77,13 @@ class Policy:
             text_tokenizer=self.text_tokenizer,
             proprio_constants=build.constants(self.normalizer),
         )
-        self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
+        device = jax.local_devices()[0]
+        self._variables = jax.device_put(loaded.variables, device)
         self._sample = jax.jit(
-            functools.partial(self._apply, stream=stream), compiler_options=config.compiler or None
+            functools.partial(self._apply, stream=stream),
+            compiler_options=program.options(
+                config, jax.sharding.SingleDeviceSharding(device), known_only=True
+            ),
         )
         self._encoder = self.model.text_encoder(stream)
         self._embed = functools.lru_cache(EMBEDDINGS)(self._embed)

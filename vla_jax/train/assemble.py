@@ -194,7 +194,7 @@ def _text_tokenizer(config, start) -> text_tokenizer_lib.TextTokenizer | None:
             f"config.text_tokenizer: {config.text_tokenizer} does not exist; make it with "
             f"`vla data text-tokenizer --config … --out {config.text_tokenizer}`."
         )
-    loaded = text_tokenizer_lib.TextTokenizer.load(config.text_tokenizer)
+    loaded = text_tokenizer_lib.TextTokenizer.load(config.text_tokenizer, config.text_pieces)
     if stored and loaded != text_tokenizer_lib.TextTokenizer(stored):
         raise plugin.UserError(
             f"config.text_tokenizer: {config.text_tokenizer} differs from the one in "

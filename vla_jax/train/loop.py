@@ -21,7 +21,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, types
 from vla_jax.parallel import arrays, processes
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import accounting, agree, lock, start
+from vla_jax.train import accounting, agree, lock, program, start
 from vla_jax.train import checkpoint as checkpoints
 from vla_jax.train import hooks as hooks_lib
 from vla_jax.train import log as logs
@@ -76,16 +76,9 @@ def run(
         logging.info("mesh %s\n%s", dict(mesh.shape), plan.report())
 
         # ------------------------------------------------------------------ compiled train_steps
-        everywhere, options = arrays.replicated(mesh), config.compiler or None
-        train_step = jax.jit(
-            steps.make_train_step(model.apply, objectives, plan.optimizer, config),
-            out_shardings=(plan.shardings, everywhere),
-            donate_argnums=0,
-            compiler_options=options,
-        )
+        train_step = program.train_step(config, model, objectives, plan)
         train_step = processes.beginning_together(train_step, "the first train_step")
-        eval_step = steps.make_eval_step(model.apply, objectives, config)
-        eval_step = jax.jit(eval_step, out_shardings=everywhere, compiler_options=options)
+        eval_step = program.eval_step(config, model, objectives, plan)
         eval_step = processes.beginning_together(eval_step, "the first validation")
         agree.on_data(assets)
         logs.check_writers(config.writers, workdir)  # what a user can cause comes before `ready`

@@ -17,7 +17,8 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, storage, types
 from vla_jax.codecs.normalizer import Normalizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+OLDER = (1,)  # which `_current` turns into this one
 RESUME, BEST = "checkpoints", "best"
 COMMITTED = "commit_success.txt"
 
@@ -107,7 +108,7 @@ def read_meta(folder: pathlib.PurePath) -> Meta:
 
 
 def read_json(folder: pathlib.PurePath) -> dict[str, Any]:
-    """The JSON item of one step's folder as it stands; UserError for another format version."""
+    """The JSON item of one step's folder, as this format version says it; UserError for a newer."""
     path = storage.path(folder) / "meta" / "metadata"
     if not storage.is_file(path):
         raise damaged(folder, f"{path} is missing")
@@ -116,13 +117,13 @@ def read_json(folder: pathlib.PurePath) -> dict[str, Any]:
     except ValueError as error:
         raise damaged(folder, f"{path} is no JSON ({error})") from error
     version = raw["format_version"] if "format_version" in raw else None
-    if version != FORMAT_VERSION:
+    if version not in (*OLDER, FORMAT_VERSION):
         raise plugin.UserError(
-            f"checkpoint {folder}: format_version {version}, this code reads {FORMAT_VERSION}; use "
-            f"the version of vla_jax that wrote it (commit "
+            f"checkpoint {folder}: format_version {version}, this code reads {OLDER[0]} to "
+            f"{FORMAT_VERSION}; use the version of vla_jax that wrote it (commit "
             f"{raw.get('provenance', {}).get('git_commit') or 'unknown'})"
         )
-    return raw
+    return raw if version == FORMAT_VERSION else _current(raw)
 
 
 def damaged(folder: pathlib.PurePath, what: str) -> plugin.UserError:
@@ -172,6 +173,21 @@ def to_json(step, n, config, assets: Assets, provenance: dict) -> dict[str, Any]
         "mixtures": {stream: dict(mixture) for stream, mixture in assets.mixtures.items()},
         "provenance": provenance,
     }
+
+
+def _current(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older format version wrote, said as this one says it.
+
+    1 had XLA's options flat, for whatever platform: each goes to the one that its name holds, the
+    others to the CPU, for which our configs had them.
+    """
+    options: dict[str, dict[str, Any]] = {"cpu": {}, "gpu": {}, "tpu": {}}
+    flat = raw["config"]["compiler"] if "compiler" in raw["config"] else {}
+    for name, value in flat.items():
+        named = [platform for platform in options if name.startswith(f"xla_{platform}_")]
+        options[named[0] if named else "cpu"][name] = value
+    config = {**raw["config"], "compiler": options}
+    return {**raw, "format_version": FORMAT_VERSION, "config": config}
 
 
 def _parse_meta(raw: Mapping[str, Any]) -> Meta:

@@ -24,10 +24,10 @@ from vla_jax.models import synthetic
 from vla_jax.parallel import arrays, census, chips, fake_devices
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import flops as flops_lib
-from vla_jax.train import smoke, start
-from vla_jax.train import step as steps
+from vla_jax.train import program, smoke, start
 
-# A program that is only looked at need not be fast.
+# A program that is only looked at need not be fast. LLVM comes after XLA has laid out its buffers:
+# these two change none of the figures; the config's own options stand beneath them.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -60,7 +60,9 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
     with meshes.use(mesh):
         run = start.plan(config, network, synthetic.examples(config, size), mesh)
         batches = synthetic.abstract(config, size)
-        compiled = _compile(config, network, objectives, run, batches, mesh, real)
+        train_step = program.train_step(config, network, objectives, run)
+        lowered = program.lower(train_step, run, batches)
+        compiled = lowered.compile(compiler_options=None if real else QUICK)
     memory = _memory(run.abstract, compiled, batches, mesh)
     sent = census.collectives(compiled.as_text(), len(found))
     work = flops_lib.train_step(config, network, size, run.variables, batches)
@@ -80,9 +82,7 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         "train_step_flops": sum(work.values()),
         "flops_by_part": work,
         **times,
-        "exact": ["parameter_bytes", "optimizer_bytes", "batch_bytes", "collectives"]
-        + (["temporary_bytes"] if real else []),
-        "indicative": [] if real else ["temporary_bytes", "program_bytes", "fits"],
+        **_sure(config, origin, real),
     }
 
 
@@ -102,20 +102,6 @@ def _tpu_devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device] |
             f"--topology {name}: libtpu does not know it ({str(error).splitlines()[0][:200]}); "
             "slices are like v5e:4x4, v5e:16x16, v5p:4x4x4"
         ) from error
-
-
-def _compile(config, network, objectives, run, batches, mesh: Mesh, real: bool) -> Any:
-    train_step = jax.jit(
-        steps.make_train_step(network.apply, objectives, run.optimizer, config),
-        out_shardings=(run.shardings, arrays.replicated(mesh)),
-        donate_argnums=0,
-    )
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=arrays.batch_sharding(mesh)),
-        batches,
-    )
-    lowered = train_step.lower(run.abstract, placed)
-    return lowered.compile(compiler_options=None if real else QUICK)
 
 
 def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, float]:
@@ -139,6 +125,22 @@ def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, fl
         - found.alias_size_in_bytes
         + found.temp_size_in_bytes,
     }
+
+
+def _sure(config: config_lib.TrainConfig, origin: str, real: bool) -> dict[str, list[str]]:
+    """Which figures are those of the run, and which only indicate them.
+
+    Lengths are the config's. Piece embeddings have as many rows as the text tokenizer has pieces,
+    which nobody knows without its file or `config.text_pieces`; nothing else depends on it.
+    """
+    names = ["parameter_bytes", "optimizer_bytes", "batch_bytes", "collectives", "train_step_flops"]
+    guessed = config.text_pieces is None and origin != config.text_tokenizer
+    words = guessed and "text_embedding" in config.model.shared
+    exact = ["batch_bytes"] if words else names
+    indicative = [name for name in names if name not in exact]
+    if real and not words:
+        return {"exact": [*exact, "temporary_bytes"], "indicative": indicative}
+    return {"exact": exact, "indicative": [*indicative, "temporary_bytes", "program_bytes", "fits"]}
 
 
 def _item(leaf: Any) -> int:
@@ -175,10 +177,14 @@ def text(found: dict) -> str:
     def gib(name: str) -> str:
         return f"{found[name] / 2**30:8.3f} GiB"
 
+    unsure = ""
+    if "parameter_bytes" in found["indicative"]:
+        unsure = "; what piece embeddings hold and compute is INEXACT: set config.text_pieces"
     note = "" if found["compiled_for"] == "tpu" else "   (of XLA's CPU compiler: indicative)"
     lines = [
         f"{found['devices']} x {found['chip']}, mesh {found['mesh']}, "
         f"{found['parameters']:,} parameters",
+        f"text tokenizer: {found['text_tokenizer']}{unsure}",
         "per device",
         f"  parameters  {gib('parameter_bytes')}",
         f"  optimizer   {gib('optimizer_bytes')}",

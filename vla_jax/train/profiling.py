@@ -28,8 +28,7 @@ from vla_jax import plugin, storage
 from vla_jax.models import synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import smoke, start
-from vla_jax.train import step as steps
+from vla_jax.train import program, smoke, start
 
 NAME = "train_step"
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .+? ([a-z][\w\-]*)\(")
@@ -59,16 +58,8 @@ def capture(
     with meshes.use(mesh):
         plan = start.plan(config, network, synthetic.examples(config, size), mesh)
         batches = _batches(config, size, mesh)
-        compiled = (
-            jax.jit(
-                steps.make_train_step(network.apply, objectives, plan.optimizer, config),
-                out_shardings=(plan.shardings, arrays.replicated(mesh)),
-                donate_argnums=0,
-                compiler_options=config.compiler or None,
-            )
-            .lower(plan.abstract, batches)
-            .compile()
-        )
+        train_step = program.train_step(config, network, objectives, plan)
+        compiled = program.lower(train_step, plan, batches).compile()
         state = start.fresh(plan)
         state, _ = _run(compiled, state, batches, warmup)
         state, untraced = _run(compiled, state, batches, count)

@@ -27,8 +27,7 @@ from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import build, specs, synthetic
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import checkpoint, start
-from vla_jax.train import step as steps
+from vla_jax.train import checkpoint, program, start
 
 STEPS = 4  # train_steps
 HEADS, HEAD_DIM, DEPTH, DIM = 4, 8, 2, 8  # of the small trunk; DIM: of shared modules
@@ -69,6 +68,7 @@ def shrink(config: config_lib.TrainConfig, mesh: Mapping[str, int]) -> config_li
     return dataclasses.replace(
         config,
         steps=STEPS,
+        text_pieces=None,
         model=model,
         streams=streams,
         optimizer=optimizer,
@@ -76,6 +76,7 @@ def shrink(config: config_lib.TrainConfig, mesh: Mapping[str, int]) -> config_li
         sharding=config_lib.ShardingConfig(rules=_rules(config.sharding.rules), small=SMALL),
         checkpoint=config_lib.CheckpointConfig(every=2, keep=2),
         validation=config_lib.ValidationConfig(),
+        compiler=dataclasses.replace(config.compiler, cpu=dict(COMPILER)),
         workers=0,
         writers=(),
     )
@@ -164,14 +165,18 @@ def _per_layer(factors: Mapping[str, Any], depth: int) -> dict[str, Any]:
 def text_tokenizer(
     config: config_lib.TrainConfig,
 ) -> tuple[text_tokenizer_lib.TextTokenizer, str]:
-    """(the config's tokenizer, its path), or a tiny one trained on built-in words and the names."""
+    """(the config's tokenizer, its path), or a tiny one trained on built-in words and the names.
+
+    The tiny one says that it has `config.text_pieces`, so that shapes are those of the file.
+    """
     path = config.text_tokenizer
     if path and storage.is_file(path):
-        return text_tokenizer_lib.TextTokenizer.load(path), path
+        return text_tokenizer_lib.TextTokenizer.load(path, config.text_pieces), path
     texts = list(WORDS)
     for spec in (*config.model.heads.values(), *config.model.shared.values()):
         texts += [text for key in ("names", "templates") for text in spec.get(key, ())]
     made = text_tokenizer_lib.TextTokenizer.train(text.replace("{name}", "") for text in texts)
+    made.vocabulary_size = max(made.vocabulary_size, config.text_pieces or 0)
     return made, f"stand-in of {made.vocabulary_size} pieces"
 
 
@@ -214,12 +219,7 @@ def train(config, network, objectives, batches, mesh) -> Trained:
     begin = time.perf_counter()
     with meshes.use(mesh):
         plan = start.plan(config, network, batches[0], mesh)
-        train_step = jax.jit(
-            steps.make_train_step(network.apply, objectives, plan.optimizer, config),
-            out_shardings=(plan.shardings, arrays.replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=COMPILER if mesh.devices.flat[0].platform == "cpu" else None,
-        )
+        train_step = program.train_step(config, network, objectives, plan)
         placed = [arrays.global_batch(batch, mesh) for batch in batches]
         state = start.fresh(plan)
         first, metrics, gradient = _copy(state.trained), [], {}
@@ -310,7 +310,7 @@ def run(config: config_lib.TrainConfig, axes: Mapping[str, int]) -> dict[str, An
     """
     begin = time.perf_counter()
     small = shrink(config, axes)
-    tokenizer, origin = text_tokenizer(config)
+    tokenizer, origin = text_tokenizer(small)
     network, objectives = parts(small, tokenizer)
     batches = [
         synthetic.batches(small, tokenizer.vocabulary_size, start=step) for step in range(STEPS)

@@ -143,7 +143,7 @@ def test_on_a_mesh_the_state_is_sharded_and_the_steps_are_the_same():
     chain = optimizer.make(config, 10, PARAMS)
 
     def run(params, state, grads):
-        updates, state = chain.update(grads, state, params)
+        updates, state = chain.update(grads, state, params, loss=jnp.ones(()))
         return optax.apply_updates(params, updates), state
 
     rules = config_lib.ShardingConfig().rules

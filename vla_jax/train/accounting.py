@@ -69,6 +69,7 @@ class Account:
         before: Mapping[str, float] | None = None,
     ):
         made, before = made or {}, before or {}
+        self._work = work
         self._begun, self._claimed = time.perf_counter(), 0.0
         passed = time.time() - _first_start(workdir, sum(made.values()))
         # Hosts' clocks differ, and the first start is only as exact as a file's writing.

@@ -1,6 +1,10 @@
 """Parameters of another run: read straight into their place, and only where a run begins."""
 
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ from vla_jax.parallel import mesh as meshes
 from vla_jax.train import checkpoint, start, stored
 
 ONE = jax.devices()[:1]
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,42 @@ def test_two_names_may_take_one_array(before):
     found = checkpoint.look(folder).place({"a": (path, leaf), "b": (path, half)})
     np.testing.assert_array_equal(found["a"], trees.flatten(expected)[path])
     assert found["b"].dtype == "bfloat16" and list(found) == ["a", "b"]
+
+
+READ = """
+import sys
+import jax, numpy as np
+from tests.train import toy
+from vla_jax import trees
+from vla_jax.parallel import mesh as meshes, processes
+from vla_jax.train import accounting, checkpoint, start
+
+with processes.together():
+    config = toy.config()
+    plan = start.plan(config, toy.Model(), toy.batches(config), meshes.make(dict(data=1, fsdp=4)))
+
+    def pretrained(shapes):
+        found = checkpoint.look(sys.argv[1]).place({p: (p, x) for p, x in trees.items(shapes)})
+        return trees.map_with_path(lambda path, leaf: found[path], shapes)
+
+    state, whole = start.fresh(plan, pretrained), checkpoint.load(sys.argv[1]).variables
+    for (path, array), leaf in zip(trees.items(state.variables), jax.tree.leaves(whole)):
+        for part in array.addressable_shards:
+            assert np.array_equal(part.data, leaf[part.index]), path
+    found = accounting.restored(state, 1.0)
+    assert found["restore/bytes"] / 2 <= found["restore/host_bytes"] < 0.7 * found["restore/bytes"]
+    print("agrees on", jax.process_count(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_reads_its_half(before):
+    command = [sys.executable, "launch/local.py", "--processes", "2", "--devices", "2", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [*command, sys.executable, "-c", READ, before[0]],
+        **dict(cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300),
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and said.count("agrees on 2") == 2, said[-3000:]
+    assert said.count("restored train_step 0") == 1  # process 0 alone says it

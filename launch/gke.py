@@ -8,11 +8,12 @@
   … --dry-run                                     prints the YAML, creates nothing
 
 One pod per host, one process per pod; each finds its place by the variables that stand in its spec
-(parallel/launchers.py). A pod that ends with 75 (saved, run me again) or 76 (another one is gone),
-is taken away or is killed makes JobSet begin all of them again, at most `--restarts` times: the
-training goes on from its last save. A mistake (2, on every host) ends the job. `--delete` deletes
-it.
-The cluster needs JobSet 0.7 or newer and a node pool of the kind asked for; the image holds this
+(parallel/launchers.py). A pod that ends with 75 (saved, run me again) makes JobSet begin all of
+them again at no cost; one that ends with 76 (another one is gone), is taken away or is killed does
+so at most `--restarts` times in all, for JobSet cannot look into a workdir. The training goes on
+from its last save. An error (1, 2, on every host) ends the job: parallel/endings.py. `--delete`
+deletes it.
+The cluster needs JobSet 0.10 or newer and a node pool of the kind asked for; the image holds this
 project, set up, in `--project`. Not tried on a cluster: none was at hand.
 """
 
@@ -30,9 +31,8 @@ from typing import Any
 
 import yaml
 
-PREEMPTED, LOST = 75, 76  # vla train: saved; another process is gone. Both: run me again
-# jax aborts (134) when process 0 is dead; SIGKILL and SIGTERM from a node that goes away.
-AGAIN = (PREEMPTED, LOST, 134, 137, 143)
+from vla_jax.parallel import endings
+
 GRACE = 180  # seconds between SIGTERM and the end: a save takes less
 JOB = "host"  # of the replicated job; a slice is one replica of it
 CHIPS = {  # as `vla plan --topology` calls them -> GKE's name of the slices' nodes
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpu", help="TYPE:N of each node, e.g. nvidia-h100-80gb:8")
     parser.add_argument("--nodes", type=int, default=1, help="of GPUs")
     parser.add_argument("--spot", action="store_true", help="cheaper, may be taken away")
-    parser.add_argument("--restarts", type=int, default=20)
+    parser.add_argument("--restarts", type=int, default=20, help="that count, in all")
     parser.add_argument("--claim", action="append", default=[], help="CLAIM:/path, a shared disk")
     parser.add_argument("--service-account", help="that may read and write the buckets")
     parser.add_argument("--queue", help="a local queue of Kueue")
@@ -116,24 +116,14 @@ def render(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         pod["volumes"].append(volume)
     if arguments.service_account:
         pod["serviceAccountName"] = arguments.service_account
-    again = [
-        {
-            "action": "FailJob",
-            "onExitCodes": {"containerName": "vla", "operator": "In", "values": list(AGAIN)},
-        },
-        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-    ]
     job = {
         "parallelism": hosts,
         "completions": hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,  # one pod by itself is of no use: JobSet begins all again
-        "podFailurePolicy": {"rules": again},
+        "podFailurePolicy": {"rules": _ends_of_a_job()},
         "template": {"spec": pod},
     }
-    # What `again` names fails a job by the reason PodFailurePolicy, which the rule lets through to
-    # JobSet's default, a restart that counts. The rest fails it by its limit of 0 tries.
-    over = {"action": "FailJobSet", "onJobFailureReasons": ["BackoffLimitExceeded"]}
     metadata: dict[str, Any] = {"name": arguments.name, "namespace": arguments.namespace}
     if platform == "tpu":  # a slice is a node pool: one job each
         pools = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
@@ -148,11 +138,42 @@ def render(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
             "failurePolicy": {
                 "maxRestarts": arguments.restarts,
                 "restartStrategy": "BlockingRecreate",  # the old pods hold the chips
-                "rules": [{"name": "over", **over}],
+                "rules": _ends_of_all(),
             },
             "replicatedJobs": [{"name": JOB, "replicas": replicas, "template": {"spec": job}}],
         },
     }
+
+
+def _ends_of_a_job() -> list[dict[str, Any]]:
+    """The ends of a pod after which all are begun again; Kubernetes takes the first that applies.
+
+    They fail its job by the reason PodFailurePolicy, and its words say which code it was; others
+    fail it by its limit of 0 tries.
+    """
+    taken = [{"type": "DisruptionTarget", "status": "True"}]
+    free, counted = _on_exit(endings.PREEMPTED), _on_exit(*endings.COUNTED)
+    return [free, counted, {"action": "FailJob", "onPodConditions": taken}]
+
+
+def _ends_of_all() -> list[dict[str, Any]]:
+    """What JobSet makes of a failed job; where no rule applies it restarts all, and counts."""
+    saved = f"failed with exit code {endings.PREEMPTED} matching FailJob rule"
+    return [
+        {
+            "name": "saved",
+            "action": "RestartJobSetAndIgnoreMaxRestarts",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+            "onJobFailureMessagePatterns": [saved],
+        },
+        {"name": "over", "action": "FailJobSet", "onJobFailureReasons": ["BackoffLimitExceeded"]},
+    ]
+
+
+def _on_exit(*codes: int) -> dict[str, Any]:
+    """A rule by which a pod that ends so fails its job, by a reason of its own."""
+    on = {"containerName": "vla", "operator": "In", "values": list(codes)}
+    return {"action": "FailJob", "onExitCodes": on}
 
 
 def _machines(arguments: argparse.Namespace) -> tuple[int, int, dict, dict, str]:
@@ -204,12 +225,7 @@ exec vla train {shlex.join(words)}"""  # exec: SIGTERM reaches the training
 
 def _check_workdir(arguments: argparse.Namespace, words: list[str]) -> None:
     """ValueError for a --workdir on a pod's own disk: each would write there, and lose it."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("--workdir")
-    try:
-        workdir = parser.parse_known_args(words)[0].workdir
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+    workdir = endings.workdir(words)
     if workdir is None or "://" in workdir:
         return
     place = pathlib.PurePosixPath(posixpath.normpath(posixpath.join(arguments.project, workdir)))

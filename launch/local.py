@@ -5,8 +5,9 @@
 
 Each process gets VLA_COORDINATOR, VLA_PROCESSES and VLA_PROCESS (read by parallel/processes.py) and
 `--devices` fake CPU devices. Output is forwarded with the process's number in front. When one
-process fails, the others are ended and its exit code is passed on. SIGTERM is passed on to all:
-a training saves, and ends with exit code 75.
+process fails, the others are ended and its exit code is passed on (parallel/endings.py says what
+launchers make of it; this one begins nothing again). SIGTERM is passed on to all: a training saves,
+and ends with exit code 75.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 
-from vla_jax.parallel import fake_devices
+from vla_jax.parallel import endings, fake_devices
 
 GRACE = 10.0  # seconds between asking a process to end and killing it
 
@@ -94,12 +95,14 @@ def forward(number: int, process: subprocess.Popen) -> None:
 
 
 def wait(processes: list[subprocess.Popen]) -> int:
-    """0 when all have ended well, else the code of the first that has not, as soon as it ends."""
+    """0 when all have ended well, else the code of the first that has not, as soon as it ends.
+
+    Of several at once, see `endings.of`; a signal's is as a shell says, 137 for SIGKILL.
+    """
     while True:
         codes = [process.poll() for process in processes]
-        failed = [code for code in codes if code]
-        if failed:
-            return failed[0] if failed[0] > 0 else 128 - failed[0]  # -9: 137, as a shell says
+        if any(codes):
+            return endings.of(128 - code if code < 0 else code for code in codes if code)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.1)

@@ -7,8 +7,9 @@
 One process per GPU; each finds the others by SLURM's variables (parallel/processes.py). The
 workdir lies where every node can reach it. SLURM sends SIGTERM three minutes before the time is up
 or the job is preempted: the training saves and exits with 75, and the job queues itself again and
-goes on; so it does when a process or a host dies. A mistake (2, on every host) ends it. Not tried
-on a cluster: none was at hand.
+goes on; so it does when a process or a host dies, at most `--restarts` times in a row without a
+newer checkpoint. An error (1, 2, on every host) ends it: parallel/endings.py. Not tried on a
+cluster: none was at hand.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import shlex
 import subprocess
 import sys
 
+from vla_jax.parallel import endings
+
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-# vla train: 75 saved, 76 another process is gone. 134 jax aborts when process 0 is dead, 137 and
-# 143 a process was killed. srun returns the highest code of all.
-AGAIN = (75, 76, 134, 137, 143)
 WARNING = 180  # seconds between SIGTERM and the end: a save takes less
+# Seconds from the first process's end to the last one's. Who is left ends by itself and says why;
+# ended by srun, it would be 143, and srun returns the highest code of all.
+LAST = 120
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--time", default="24:00:00")
     parser.add_argument("--name", default="vla")
+    parser.add_argument("--restarts", type=int, default=3, help="without a newer checkpoint")
     parser.add_argument("--log", default="slurm-%j.log")
     parser.add_argument("--partition")
     parser.add_argument("--account")
@@ -46,16 +50,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- arguments of vla train")
     arguments = parser.parse_args(argv)
     words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not words or min(arguments.nodes, arguments.gpus, arguments.cpus) < 1:
+    try:
+        workdir = endings.workdir(words)
+    except ValueError as error:
+        parser.error(str(error))
+    sizes = (arguments.nodes, arguments.gpus, arguments.cpus, arguments.restarts + 1)
+    if not workdir or min(sizes) < 1:
         parser.error("expected: slurm.py [--nodes N] [--gpus G] … -- --config C --workdir W")
-    script = render(arguments, words)
+    script = render(arguments, words, workdir)
     if arguments.dry_run:
         print(script)
         return 0
     return subprocess.run(["sbatch"], input=script, text=True).returncode
 
 
-def render(arguments: argparse.Namespace, words: list[str]) -> str:
+def render(arguments: argparse.Namespace, words: list[str], workdir: str) -> str:
     """The batch script."""
     options = {
         "job-name": arguments.name,
@@ -79,10 +88,15 @@ set -uo pipefail
 cd {shlex.quote(str(PROJECT))}
 eval "$(.venv/bin/python launch/flags.py gpu)"
 
-# One process that ends badly ends all: the others would wait for it.
-srun --kill-on-bad-exit=1 .venv/bin/vla train {shlex.join(words)}
+again() {{ .venv/bin/python launch/again.py "$@" --workdir {shlex.quote(workdir)}; }}
+begun=$(again begin) || exit
+
+srun --kill-on-bad-exit=0 --wait={LAST} .venv/bin/vla train {shlex.join(words)}
 code=$?
-case "$code" in {" | ".join(map(str, AGAIN))}) scontrol requeue "$SLURM_JOB_ID" ;; esac
+[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] && first= || first=--first
+if again after "$code" --begun "$begun" --restarts {arguments.restarts} $first; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$code"
 """
 

@@ -27,7 +27,7 @@ FORBIDDEN = (
     ("pred_horizon", "action_horizon", ()),
     ("n_action_steps", "execute_steps", ()),
     ("cls", "readout", ()),
-    ("blocks?", "group (of tokens)", ("nn/trunk.py", "nn/attention.py")),
+    ("blocks?", "group (of tokens)", ("nn/trunk.py", "nn/attention")),
     ("soup", "mixture", ()),
     ("agent", "policy", ()),
     ("is_pad", "a *_mask, True = real", ()),

@@ -150,7 +150,6 @@ def trainer():
         train_step = jax.jit(
             step.make_train_step(network.apply, objectives, plan.optimizer, made),
             donate_argnums=0,
-            compiler_options={"xla_backend_optimization_level": 1},
         )
 
     def train(next_batches, steps):
@@ -181,10 +180,7 @@ def overfitted(trainer):
     curves, variables = train(again, STEPS)
     robot = batches["robot"]
     row_keys = {name: keys.row_keys(1, name, robot.row_id) for name in HEADS}
-    sample = jax.jit(
-        lambda variables, batch: network.sample(variables, batch, "robot", row_keys),
-        compiler_options={"xla_backend_optimization_level": 1},
-    )
+    sample = jax.jit(lambda variables, batch: network.sample(variables, batch, "robot", row_keys))
     return curves, robot, jax.device_get(sample(variables, robot))
 
 

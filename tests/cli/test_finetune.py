@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from vla_jax.parallel import fake_devices
+
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 MAIN = "import sys; from vla_jax.cli.main import main; sys.exit(main())"
 SMALL = (
@@ -43,7 +45,7 @@ def vla(*words, path: str = "") -> subprocess.CompletedProcess:
     done = subprocess.run(
         [sys.executable, "-c", MAIN, *map(str, words)],
         cwd=PROJECT,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(path)},
+        env={**os.environ, "XLA_FLAGS": fake_devices.flags(1), "PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
     )
@@ -176,7 +178,7 @@ def test_two_processes_finetune_and_replay(small, tmp_path):
     done = subprocess.run(
         [*launcher, *verb, "--workdir", str(tmp_path)],
         cwd=PROJECT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": fake_devices.flags(1)},
         capture_output=True,
         text=True,
         timeout=500,

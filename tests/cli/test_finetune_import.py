@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from vla_jax.parallel import fake_devices
+
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 MAIN = "import sys; from vla_jax.cli.main import main; sys.exit(main())"
 TOKENIZER = "hf/t5-tiny-golden/tokenizer.json"
@@ -172,7 +174,7 @@ def test_it_trains_saves_and_acts(imported, bodies, tmp_path, size, words):
     done = subprocess.run(
         [sys.executable, "-c", MAIN, *map(str, given)],
         cwd=PROJECT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": fake_devices.flags(1)},
         capture_output=True,
         text=True,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.sources import test_tfds_captions as tfds
 from vla_jax import plugin
 from vla_jax.cli import main as cli
 from vla_jax.data import captioned, inspect
@@ -90,3 +91,41 @@ def test_what_is_broken_is_an_error(shards, tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"episodes": 3}')
     assert cli.main(["data", "inspect", str(tmp_path / "x.json")]) == 2
     assert "conversations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_tfds_folder_of_captions_says_what_it_is(tmp_path, capsys, several):
+    path = tfds.write(tmp_path / "web", several=several)
+    out = tmp_path / "sheet.png"
+    assert cli.main(["data", "inspect", path, "--sheet", str(out), "--columns", "4"]) == 0
+    *text, last = capsys.readouterr().out.strip().splitlines()
+    found = json.loads(last)
+    assert found["kind"] == "TFDS folder of pictures with captions (web 1.0.0)"
+    assert (found["pictures"], found["parts"]) == (12, {"train": 12})
+    assert found["looked_at"] == 12 and found["captions_of_them"] == (36 if several else 12)
+    assert found["sizes"] == [[10, 20]] and not found["without_a_caption_among_them"]
+    first = "a möwe 0" if several else "a picture of 0"
+    assert found["language_samples"][0] == first and f"  says: {first!r}" in text
+    assert "  split train: 12 pictures" in text
+    said = "captions/text" if several else "caption"
+    assert f"  read as pictures: image, as captions: {said}" in text
+    picture = np.asarray(Image.open(out).convert("RGB"))
+    seen = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+    assert {tfds.colour(i) for i in range(12)} <= seen
+    with pytest.raises(plugin.UserError, match="no standardizer reads"):
+        inspect.summarize(path, standardizer="native")
+
+
+def test_a_tfds_folder_whose_features_have_other_names(tmp_path):
+    path = tmp_path / "web"
+    tfds.write(path)
+    described = json.loads((path / "features.json").read_text())
+    features = described["featuresDict"]["features"]
+    features["words"] = features.pop("caption")
+    (path / "features.json").write_text(json.dumps(described))
+    found = captioned.summarize(path)  # the records have no `words`
+    assert found["without_a_caption_among_them"] == 12 and not found["language_samples"]
+    del features["words"]
+    (path / "features.json").write_text(json.dumps(described))
+    with pytest.raises(plugin.UserError, match="no `steps`.*image"):
+        inspect.summarize(path)

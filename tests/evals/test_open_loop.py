@@ -22,7 +22,7 @@ def open_loop(monkeypatch):
             self.asked = arguments
             self.row_spaces = ARM.action_spaces * arguments["rows"]
             self.stream = SimpleNamespace(
-                window=2, action_horizon=3, image_sizes={"primary": (16, 16)}
+                window=2, action_horizon=3, resize="area", image_sizes={"primary": (16, 16)}
             )
             self.seen = [[] for _ in range(arguments["rows"])]
 
@@ -84,6 +84,39 @@ def test_data_in_another_action_space_of_the_body_are_converted(open_loop, tmp_p
     # The policy knows the recording, and so is wrong wherever it is turned over.
     found = open_loop.open_loop("run", folder, body=body)
     np.testing.assert_allclose(found.error, [0.0, 0.5, 0.0, 1.0], atol=1e-6)
+
+
+def test_a_policy_sees_what_training_by_the_row_saw(open_loop, tmp_path, monkeypatch):
+    folder = str(write_folder(tmp_path / "arm_data", [episode(i) for i in range(2)]))
+    row = dict(
+        embodiment="arm",
+        action_space="xyz_gripper",
+        views={"primary": "observation/images/primary"},
+        action="action",
+        proprio={"hand": "observation/proprio/hand"},
+        language="language_instruction",
+        turned=True,
+    )
+    load, shown = open_loop.policy_lib.Policy.load, []
+
+    def loaded(folder, **arguments):
+        policy = load(folder, **arguments)
+        observe = policy.observe
+
+        def see(number, observation):
+            image = observation["images"]["primary"]
+            shown.append(image)
+            observe(number, observation | {"images": {"primary": images.png(image)}})
+
+        policy.observe = see
+        return policy
+
+    monkeypatch.setattr(open_loop.policy_lib.Policy, "load", loaded)
+    open_loop.open_loop("run", folder, standardizer=dict(type="rows", row=row))
+    _, stored = open_loop.recordings.recorded(folder)
+    (first,) = stored("primary", 0, [0])
+    np.testing.assert_array_equal(shown[0], np.rot90(images.decode(first), 2))
+    assert np.any(shown[0] != images.decode(first))
 
 
 def test_one_episode_and_a_dim_that_never_changes(open_loop, tmp_path):

@@ -143,8 +143,22 @@ def make(window=2):
             built[key] = harness, jax.jit(harness.init)(jax.random.key(1), *inputs)
         return built[key]
 
+    compiled = {}
+
+    def apply(harness, *inputs, method=None):
+        """(answer, errors), or (answer, None) of `sample`, compiled once per harness."""
+
+        def run(*inputs):
+            answer, more = harness.apply(*inputs, method=method)
+            return answer, None if method == "sample" else more
+
+        key = repr((harness, method))
+        if key not in compiled:
+            compiled[key] = jax.jit(run)
+        return compiled[key](*inputs)
+
     def newest(answers):
         return jax.tree.map(lambda value: value[:, -1], answers)
 
-    made.build, made.newest = build, newest
+    made.build, made.apply, made.newest = build, apply, newest
     return made

@@ -15,7 +15,7 @@ SPEC = dict(type="bins", readout="main", action_space="narrow", action_horizon=3
 
 def test_answer_and_errors_against_numpy(case):
     harness, variables = case.build(**SPEC)
-    answer, errors = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     params = jax.tree.map(np.asarray, variables["params"]["head"]["project"])
     readout = case.outputs["readout_main"].final.mean(2)
     logits = (readout @ params["kernel"] + params["bias"]).reshape(case.B, case.W, 3, 2, 4)
@@ -52,8 +52,8 @@ def test_tokens_per(case):
     changed = first.final.copy()
     changed[:, :, 1] += 1.0
     outputs = case.outputs | {"readout_main": dataclasses.replace(first, final=changed)}
-    before = harness.apply(variables, case.outputs, {}, case.batch, case.keys)[0]["logits"]
-    after = harness.apply(variables, outputs, {}, case.batch, case.keys)[0]["logits"]
+    before = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)[0]["logits"]
+    after = case.apply(harness, variables, outputs, {}, case.batch, case.keys)[0]["logits"]
     same = np.isclose(before, after).all(axis=(0, 1, 3, 4))
     np.testing.assert_array_equal(same, [True, False])
     for tokens_per, size in (("chunk", 24), ("step", 8), ("dimension", 4)):
@@ -62,13 +62,13 @@ def test_tokens_per(case):
         head = variables["params"]["head"]
         assert head["project"]["kernel"].shape == (case.D, size)
         assert head["pool"]["map"]["probe"].shape == (24 // size, case.D)
-        answer, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+        answer, _ = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
         assert answer["logits"].shape == (case.B, case.W, 3, 2, 4)
 
 
 def test_a_temperature_draws_by_the_logits(case):
     harness, variables = case.build(**SPEC, temperature=0.5)
-    answer, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, _ = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     run = jax.jit(
         jax.vmap(
             lambda seed: harness.apply(

@@ -8,7 +8,7 @@ SPEC = dict(type="contrastive", dim=8)
 
 def test_answer_against_numpy(case):
     harness, variables = case.build(**SPEC)
-    answer, errors = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     assert errors == {}
     for name in ("image", "text"):
         kernel = np.asarray(variables["params"]["head"][name]["kernel"])

@@ -49,8 +49,8 @@ def test_euler_integrates_a_known_field(case, steps):
     """dx/dt = −x: Euler gives (1 − 1/n)^n of the noise, close to 1/e for many steps."""
     harness, variables = linear_field(case, -1.0, MLP | dict(steps=steps))
     noise = case.rng.normal(size=(case.B, 3, 2)).astype(np.float32)
-    sampled, _ = harness.apply(
-        variables, case.outputs, {}, case.batch, jnp.asarray(noise), method="sample"
+    sampled, _ = case.apply(
+        harness, variables, case.outputs, {}, case.batch, jnp.asarray(noise), method="sample"
     )
     np.testing.assert_allclose(sampled["action"], noise * (1 - 1 / steps) ** steps, atol=1e-5)
 
@@ -67,7 +67,7 @@ def test_time_runs_from_noise_to_data(case):
 
 def test_errors_against_numpy(case):
     harness, variables = linear_field(case, 0.5)
-    answer, errors = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     _, _, (noise, t, noisy) = draw(case, case.keys, **MLP)
     mask = case.batch.target_masks["action"][:, :, :3, :2]
     action = np.where(mask, case.batch.targets["action"][:, :, :3, :2], 0.0)
@@ -100,7 +100,7 @@ def test_masked_and_padded_actions_change_nothing(case):
 
 def test_tokens_form(case):
     harness, variables = case.build(**TOKENS)
-    answer, errors = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     assert answer["action"].shape == errors["action"].shape == (case.B, case.W, case.C, 2)
     groups, cond, _ = draw(case, case.keys, **TOKENS)
     assert groups["it_actions"].shape == (case.B, case.W, case.C, case.D) and cond is None
@@ -167,7 +167,7 @@ def test_learns_a_point_mass(case):
     )
 
     def loss(variables, keys):
-        _, errors = harness.apply(variables, case.outputs, {}, batch, keys)
+        _, errors = case.apply(harness, variables, case.outputs, {}, batch, keys)
         return jnp.mean(errors["action"])
 
     def train_step(state, step):
@@ -185,7 +185,7 @@ def test_learns_a_point_mass(case):
     zeros = jax.tree.map(jnp.zeros_like, variables)
     run = jax.jit(lambda state: jax.lax.scan(train_step, state, jnp.arange(1500)))
     variables = run((variables, zeros, zeros))[0][0]
-    sampled, _ = harness.apply(variables, case.outputs, {}, batch, case.keys, method="sample")
+    sampled, _ = case.apply(harness, variables, case.outputs, {}, batch, case.keys, method="sample")
     np.testing.assert_allclose(
         sampled["action"], np.broadcast_to(action[0, 0, :3, :2], (case.B, 3, 2)), atol=0.2
     )

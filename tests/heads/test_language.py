@@ -27,7 +27,7 @@ def embedded(case, variables):
 def test_each_token_predicts_the_next(case):
     """By loops; the harness' trunk leaves tokens as they are."""
     harness, variables = case.build(**SPEC)
-    answer, errors = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     table = np.asarray(variables["params"]["shared_text_embedding"]["table"])
     logits = embedded(case, variables) @ table.T
     np.testing.assert_allclose(answer["logits"], logits, rtol=1e-4, atol=1e-4)

@@ -69,7 +69,7 @@ def test_around_peak_against_a_loop():
 
 def test_answer_and_errors_against_numpy(case):
     harness, variables = case.build(**SPEC)
-    answer, errors = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     params = jax.tree.map(np.asarray, variables["params"]["head"])
     readout = case.outputs["readout_main"].final.mean(2)
     query = readout @ params["query"]["kernel"] + params["query"]["bias"]
@@ -116,7 +116,7 @@ def test_invalid_cells_get_nothing_and_a_blind_head_is_uniform(case):
     valid = np.ones((3, 2, 12), bool)
     valid[0], valid[1, :, :5] = False, False
     outputs = blinded(case, valid)
-    answer, errors = harness.apply(variables, outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, outputs, {}, case.batch, case.keys)
     probs = np.asarray(answer["probs"]).reshape(3, 2, 12)
     np.testing.assert_allclose(probs[0], 1 / 12, rtol=1e-6)
     assert (probs[1, :, :5] == 0).all()
@@ -124,14 +124,16 @@ def test_invalid_cells_get_nothing_and_a_blind_head_is_uniform(case):
     for name in ("point", "peak"):
         np.testing.assert_allclose(answer[name][0], 0.5, rtol=1e-6)
     assert np.isfinite(errors["cross_entropy"]).all() and errors["cross_entropy"].max() < 100
-    sampled, _ = harness.apply(variables, outputs, {}, case.batch, case.keys, method="sample")
+    sampled, _ = case.apply(harness, variables, outputs, {}, case.batch, case.keys, method="sample")
     np.testing.assert_allclose(sampled["point"][0], 0.5, rtol=1e-6)
 
 
 def test_sample_points_at_the_peak(case):
     harness, variables = case.build(**SPEC)
-    answer, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
-    sampled, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys, method="sample")
+    answer, _ = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
+    sampled, _ = case.apply(
+        harness, variables, case.outputs, {}, case.batch, case.keys, method="sample"
+    )
     np.testing.assert_allclose(sampled["probs"], answer["probs"][:, -1], rtol=1e-5)
     np.testing.assert_allclose(sampled["point"], answer["peak"][:, -1], rtol=1e-5)
 

@@ -26,7 +26,7 @@ def test_cell_of_is_the_nearest_centre():
 
 def test_errors_against_numpy(case):
     harness, variables = case.build(**SPEC)
-    answer, errors = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     params = jax.tree.map(np.asarray, variables["params"])
     table = params["shared_text_embedding"]["table"] * np.sqrt(case.D)
     words = np.stack([table[[1, 2]].mean(0), table[[3]].mean(0), table[[4, 15, 7]].mean(0)])
@@ -66,7 +66,7 @@ def test_scale_is_clipped(case):
     harness, variables = case.build(**SPEC)
     np.testing.assert_allclose(variables["params"]["head"]["log_scale"], np.log(10), rtol=1e-6)
     hot = variables | {"params": variables["params"] | {"head": {"log_scale": jnp.array(50.0)}}}
-    answer, _ = harness.apply(hot, case.outputs, {}, case.batch, case.keys)
+    answer, _ = case.apply(harness, hot, case.outputs, {}, case.batch, case.keys)
     assert 10 < np.abs(answer["names"]).max() <= 100.01
 
 

@@ -74,7 +74,7 @@ def test_point_features():
 def test_errors_are_the_slice_of_the_padded_target(case):
     harness, variables = case.build(heads=waypoint(case), **ACTION)
     heads = waypoint(case)
-    answer, errors = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, heads, case.batch, case.keys)
     assert answer["action"].shape == (case.B, case.W, 3, 2)
     mask = case.batch.target_masks["action"][:, :, :3, :2]
     goal = case.batch.targets["action"][:, :, :3, :2]
@@ -84,7 +84,7 @@ def test_errors_are_the_slice_of_the_padded_target(case):
     padded[..., 2:] = 1e6
     padded[:, :, 3:] = 1e6
     batch = dataclasses.replace(case.batch, targets=case.batch.targets | {"action": padded})
-    _, again = harness.apply(variables, case.outputs, heads, batch, case.keys)
+    _, again = case.apply(harness, variables, case.outputs, heads, batch, case.keys)
     np.testing.assert_array_equal(errors["action"], again["action"])
 
 
@@ -92,7 +92,7 @@ def test_waypoint_head_reads_the_point(case):
     heads = {"point": {"point": case.rng.random((case.B, case.W, 2)).astype(np.float32)}}
     spec = dict(type="regression", target="waypoint", reads=("point",), hidden=(8,), loss="l2")
     harness, variables = case.build(heads=heads, **spec)
-    answer, errors = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+    answer, errors = case.apply(harness, variables, case.outputs, heads, case.batch, case.keys)
     assert answer["waypoint"].shape == (case.B, case.W, 3)
     mask = case.batch.target_masks["waypoint"]
     expected = np.square(answer["waypoint"] - case.batch.targets["waypoint"])
@@ -104,10 +104,10 @@ def test_waypoint_head_reads_the_point(case):
 def test_sample_agrees_with_training_on_the_newest_step(case):
     heads = waypoint(case)
     harness, variables = case.build(heads=heads, **ACTION)
-    answer, _ = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+    answer, _ = case.apply(harness, variables, case.outputs, heads, case.batch, case.keys)
     batch = dataclasses.replace(case.batch, targets={}, target_masks={})
-    sampled, _ = harness.apply(
-        variables, case.outputs, case.newest(heads), batch, case.keys, method="sample"
+    sampled, _ = case.apply(
+        harness, variables, case.outputs, case.newest(heads), batch, case.keys, method="sample"
     )
     np.testing.assert_allclose(sampled["action"], answer["action"][:, -1], rtol=1e-5, atol=1e-6)
 
@@ -118,7 +118,7 @@ def test_gradient_reaches_the_read_answer(case):
     harness, variables = case.build(heads=heads, **ACTION)
 
     def total(heads):
-        answer, _ = harness.apply(variables, case.outputs, heads, case.batch, case.keys)
+        answer, _ = case.apply(harness, variables, case.outputs, heads, case.batch, case.keys)
         return jnp.sum(answer["action"] ** 2)
 
     assert np.abs(jax.grad(total)(heads)["waypoint"]["waypoint"]).max() > 0
@@ -158,13 +158,13 @@ def test_a_token_per_action_of_the_chunk(case):
     harness, variables = case.build(**spec)
     layer = variables["params"]["head"]["mlp"]["out"]
     assert layer["kernel"].shape == (case.D, 2)
-    answer, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, _ = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     read = np.asarray(case.outputs["readout_main"].final)
     wanted = read @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
     np.testing.assert_allclose(answer["action"], wanted, rtol=1e-4, atol=1e-5)
     with_body, variables = case.build(**spec, proprio=("hand",))
     assert variables["params"]["head"]["mlp"]["out"]["kernel"].shape == (3 + case.D, 2)
-    answer, _ = with_body.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, _ = case.apply(with_body, variables, case.outputs, {}, case.batch, case.keys)
     assert answer["action"].shape == (case.B, case.W, count, 2)
 
 
@@ -173,9 +173,9 @@ def test_squashed_answers(case):
     plain = dict(type="regression", readout="main", hidden=())
     harness, variables = case.build(**plain)
     assert set(variables["params"]["head"]["mlp"]) == {"out"}, "one layer, and no parameters more"
-    answer, _ = harness.apply(variables, case.outputs, {}, case.batch, case.keys)
+    answer, _ = case.apply(harness, variables, case.outputs, {}, case.batch, case.keys)
     squashed, _ = case.build(**plain, max_action=0.5)
-    got, _ = squashed.apply(variables, case.outputs, {}, case.batch, case.keys)
+    got, _ = case.apply(squashed, variables, case.outputs, {}, case.batch, case.keys)
     expected = 0.5 * np.tanh(np.asarray(answer["action"]) / 0.5)
     np.testing.assert_allclose(got["action"], expected, rtol=1e-5, atol=1e-6)
 

@@ -1,6 +1,7 @@
 """The JobSet that the GKE launcher renders: pods find one another, restarts fit the exit codes."""
 
 import os
+import re
 import shlex
 import signal
 import stat
@@ -91,14 +92,21 @@ def test_pods_with_tpus_find_one_another(capsys, slices):
 def outcome(jobset: dict, code: int, conditions: tuple[str, ...] = ()) -> str:
     """What Kubernetes and JobSet make of one pod's end, by their documents."""
     (each,) = jobset["spec"]["replicatedJobs"]
-    reason = "BackoffLimitExceeded"
-    for rule in each["template"]["spec"]["podFailurePolicy"]["rules"]:
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    for index, rule in enumerate(each["template"]["spec"]["podFailurePolicy"]["rules"]):
         codes = rule.get("onExitCodes", {"values": []})["values"]
         kinds = [condition["type"] for condition in rule.get("onPodConditions", [])]
         if rule["action"] == "FailJob" and (code in codes or set(kinds) & set(conditions)):
             reason = "PodFailurePolicy"
+            what = "has condition DisruptionTarget"
+            if code in codes:
+                what = f"failed with exit code {code}"
+            who = "Container vla for pod default/octo" if code in codes else "Pod default/octo"
+            message = f"{who} {what} matching FailJob rule at index {index}"
+            break
     for rule in jobset["spec"]["failurePolicy"]["rules"]:
-        if reason in rule["onJobFailureReasons"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
             return rule["action"]
     return "RestartJobSet"  # JobSet's default; counts towards maxRestarts
 
@@ -108,10 +116,12 @@ def test_restarts_fit_the_exit_codes(capsys):
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 7
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
-    for code in (75, 76, 134, 137, 143):
+    for code in (76, 134, 137, 139, 143):
         assert outcome(jobset, code) == "RestartJobSet"
-    for code in (1, 2):
+    for code in (1, 2, 7):
         assert outcome(jobset, code) == "FailJobSet"
+    for conditions in ((), ("DisruptionTarget",)):
+        assert outcome(jobset, 75, conditions) == "RestartJobSetAndIgnoreMaxRestarts"
     assert outcome(jobset, 1, ("DisruptionTarget",)) == "RestartJobSet"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -77,6 +78,20 @@ def test_objectives_carry_their_weight_and_know_their_head(build, tiny):
         build.objectives(config, context)
 
 
+@pytest.mark.parametrize("name, stands_in", [("splash", "structured"), ("cudnn", "chunked")])
+def test_a_kernel_of_attention_stays_where_it_was_trained(tiny, name, stands_in):
+    """Parameters are made and shapes are asked for anywhere; training is refused."""
+    config = tiny.config(model=dict(trunk=dict(attention=name), dtype="bfloat16"))
+    network, batch = tiny.network(config), tiny.batches(config)["robot"]
+    arguments = tiny.shapes(config), batch, tiny.keys(config.streams["robot"].heads)
+    with pytest.raises(plugin.UserError, match=f"'{name}': got platform 'cpu'.*{stands_in}"):
+        jax.eval_shape(lambda *a: network.apply(a[0], a[1], "robot", a[2]), *arguments)
+    plain = network.plain()
+    assert plain.module.model.trunk["attention"] == stands_in
+    jax.eval_shape(lambda *a: plain.apply(a[0], a[1], "robot", a[2]), *arguments)
+    assert tiny.network(tiny.config()).plain().module.model == tiny.config().model
+
+
 def test_context_takes_the_longest_horizon(build, tiny):
     config = tiny.config(streams=dict(vl=dict(action_horizon=7)))
     spaces = build.action_spaces(build.embodiments(config))
@@ -112,9 +127,9 @@ def test_what_an_encoder_says_can_be_kept(tiny):
     assert said.shape == (2, 12, 8) and said.dtype == np.float32
     task = types.Task.make(values={"language_embedding": said}, masks={"language_embedding": mask})
     keys = tiny.keys(["action"])
+    sample = jax.jit(lambda variables, batch: network.sample(variables, batch, "robot", keys))
     answers = [
-        network.sample(variables, dataclasses.replace(batch, task=asked), "robot", keys)
-        for asked in (batch.task, task)
+        sample(variables, dataclasses.replace(batch, task=asked)) for asked in (batch.task, task)
     ]
     np.testing.assert_allclose(*(a["action"]["action"] for a in answers), atol=1e-5)
     with pytest.raises(plugin.UserError, match="text encoder: unknown 'primary'"):

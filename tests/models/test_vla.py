@@ -1,6 +1,7 @@
 """Organs assembled: streams, order, caching, conditioning, and what the check refuses."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -85,9 +86,21 @@ def full_pass(module, batch, noise):
     return noise + head.velocity_out(outputs["action_actions"].final)[:, -1]
 
 
+def two_ways(network) -> tuple:
+    """Functions of (variables, batch, noise): a chunk over the cache, and that of one pass."""
+    sample = lambda variables, batch, given: network.sample(variables, batch, "robot", given)  # noqa: E731
+    full = functools.partial(network.module.apply, method=full_pass)
+    return jax.jit(sample), jax.jit(full)
+
+
+@pytest.fixture(scope="module")
+def flow_ways(flow):
+    return two_ways(flow[1])
+
+
 @pytest.mark.parametrize("past", [True, False])
-def test_decoding_over_the_cache_equals_the_full_pass(tiny, flow, past):
-    config, network, variables = flow
+def test_decoding_over_the_cache_equals_the_full_pass(tiny, flow, flow_ways, past):
+    config, _, variables = flow
     batch = tiny.batches(config)["robot"]
     if not past:  # the first step of an episode: half of the window is padding
         seen = batch.observation
@@ -99,41 +112,39 @@ def test_decoding_over_the_cache_equals_the_full_pass(tiny, flow, past):
             proprio_masks={"hand": mask},
         )
         batch = dataclasses.replace(batch, observation=seen)
-    decodes_as_in_one_pass(tiny, network, variables, batch)
+    decodes_as_in_one_pass(tiny, flow_ways, variables, batch)
 
 
 @pytest.mark.slow
 def test_decoding_where_every_layer_adds_positions(tiny):
     config = tiny.config(model=dict(heads=dict(action=FLOW), trunk=dict(position="every_layer")))
     network, batch = tiny.network(config), tiny.batches(config)["robot"]
-    decodes_as_in_one_pass(tiny, network, tiny.values(config), batch)
+    decodes_as_in_one_pass(tiny, two_ways(network), tiny.values(config), batch)
 
 
-def decodes_as_in_one_pass(tiny, network, variables, batch) -> None:
+def decodes_as_in_one_pass(tiny, ways, variables, batch) -> None:
     noise = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     given = {"action": noise, "point": tiny.keys(["point"])["point"]}
-    sampled = network.sample(variables, batch, "robot", given)["action"]["action"]
-    expected = network.module.apply(variables, batch, noise, method=full_pass)
+    sample, full = ways
+    sampled = sample(variables, batch, given)["action"]["action"]
+    expected = full(variables, batch, noise)
     np.testing.assert_allclose(sampled, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_stream_may_take_the_task_out_of_the_image_tokens(tiny):
-    def stem_and_tokens(conditioning, text):
+    def tokens(module, batch):
+        return module._tokenize(batch, "vl")["primary"].tokens
+
+    def of_two_texts(conditioning):
         config = tiny.config(streams=dict(vl=dict(conditioning=conditioning)))
-        variables = tiny.values(config)
-        batch = tiny.say(tiny.batches(config)["vl"], text)
+        variables, batch = tiny.values(config), tiny.batches(config)["vl"]
+        compiled = jax.jit(functools.partial(tiny.network(config).module.apply, method=tokens))
+        texts = ("touch the cat", "touch the dog")
+        return [np.asarray(compiled(variables, tiny.say(batch, text))) for text in texts]
 
-        def tokens(module, batch):
-            return module._tokenize(batch, "vl")["primary"].tokens
-
-        return np.asarray(tiny.network(config).module.apply(variables, batch, method=tokens))
-
-    with_task = [stem_and_tokens({}, text) for text in ("touch the cat", "touch the dog")]
+    with_task = of_two_texts({})
     assert np.abs(with_task[0] - with_task[1]).max() > 1e-3
-    without = [
-        stem_and_tokens({"primary": ()}, text) for text in ("touch the cat", "touch the dog")
-    ]
-    np.testing.assert_array_equal(*without)
+    np.testing.assert_array_equal(*of_two_texts({"primary": ()}))
 
 
 def contrastive(tiny, rules, conditioning):

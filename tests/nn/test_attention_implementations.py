@@ -1,5 +1,11 @@
-"""Every implementation of attention against one plain reference: values, gradients, padding."""
+"""Every implementation of attention against one plain reference: values, gradients, padding.
 
+Kernels run as far as a CPU can: splash by Pallas's interpreter, and of cudnn all but the kernel,
+in whose place jax's function of the same arguments stands.
+"""
+
+import dataclasses
+import functools
 from unittest import mock
 
 import hypothesis
@@ -11,8 +17,10 @@ import pytest
 
 from vla_jax import plugin
 from vla_jax.nn import attention, layout, trunk, visibility
+from vla_jax.nn import attention_kernels as kernels
+from vla_jax.parallel import mesh as meshes
 
-MADE = ("xla", "chunked", "structured")
+MADE = (*attention.PLAIN, *kernels.KERNELS)
 OCTO = (
     layout.Layout.make(
         [layout.Group("language", 3), layout.Group("image", 5, 2), layout.Group("readout", 1, 2)], 2
@@ -23,6 +31,14 @@ OCTO = (
 APART = (
     layout.Layout.make([layout.Group("language", 2), layout.Group("image", 6, 4)], 4),
     (("language", "image", "never"), ("*", "language", "all"), ("*", "*", "now")),
+)
+
+# 300 tokens of which the second 128 see nothing and the task sees all.
+BLIND = (
+    layout.Layout.make(
+        [layout.Group("task", 128), layout.Group("a", 128), layout.Group("b", 44)], 1
+    ),
+    (("task", "*", "all"), ("a", "*", "never"), ("b", "a", "never"), ("*", "*", "all")),
 )
 
 
@@ -40,14 +56,20 @@ def reference(q, k, v, seen, unseeing):
     return jnp.einsum("bnls,bsnh->blnh", weights, v)
 
 
-def compare(rows, rules, *, kv_heads=2, dtype=jnp.float32, unseeing="zeros", seed=0):
-    """Asserts that values and gradients of all implementations are the reference's."""
-    rng = np.random.default_rng(seed)
-    shapes = [(2, rows.length, n, 4) for n in (2, kv_heads, kv_heads)]
+def compare(
+    rows, rules, *, made=attention.PLAIN, kv_heads=2, dtype=jnp.float32, unseeing="zeros",
+    slots=None, size=4,
+):  # fmt: skip
+    """Asserts that values and gradients of the implementations `made` are the reference's."""
+    rng = np.random.default_rng(0)
+    places = np.arange(rows.length) if slots is None else slots
+    shapes = [
+        (2, n, h, size) for n, h in zip((len(places), *[rows.length] * 2), (2, *[kv_heads] * 2))
+    ]
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     valid = rng.random((2, rows.length)) < 0.7
     valid[1] = False  # a row without any key
-    seen = visibility.mask(rows, rules)[None] & valid[:, None]
+    seen = visibility.mask(rows, rules)[places][None] & valid[:, None]
     goal = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
 
     @jax.jit
@@ -59,13 +81,13 @@ def compare(rows, rules, *, kv_heads=2, dtype=jnp.float32, unseeing="zeros", see
 
             return jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
 
-        def made(name):
+        def run(name):
             return lambda q, k, v: attention.attention(
-                q, k, v, rows, rules, jnp.asarray(valid), None, unseeing, name
+                q, k, v, rows, rules, jnp.asarray(valid), slots, unseeing, name
             )
 
         plain = gradients(lambda q, k, v: reference(q, k, v, jnp.asarray(seen), unseeing))
-        return plain, {name: gradients(made(name)) for name in MADE}
+        return plain, {name: gradients(run(name)) for name in made}
 
     plain, found = all_(q, k, v)
     tolerance = 2e-5 if dtype == jnp.float32 else 0.06
@@ -78,19 +100,85 @@ def compare(rows, rules, *, kv_heads=2, dtype=jnp.float32, unseeing="zeros", see
 
 @pytest.fixture(autouse=True)
 def small_blocks():
-    with mock.patch.multiple(attention, BLOCK=4, GAP=2):
+    with mock.patch.multiple(attention, BLOCK=4, GAP=2), mock.patch.object(kernels, "LARGEST", 128):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def kernels_on_this_machine():
+    """Splash is interpreted; cudnn's function is asked for its twin in XLA's operations."""
+    whole = jax.nn.dot_product_attention
+
+    def twin(*arguments, implementation, **more):
+        assert implementation == "cudnn"
+        assert not arguments[0].shape[1] % 2 and not arguments[1].shape[1] % 2
+        return whole(*arguments, implementation="xla", **more)
+
+    given = dict(platform="cpu", dtypes=("float32", "bfloat16"))
+    here = dataclasses.replace(kernels.KERNELS["cudnn"], **given)
+    with (
+        mock.patch.object(kernels, "INTERPRET", True),
+        mock.patch.object(jax.nn, "dot_product_attention", twin),
+        mock.patch.dict(kernels.KERNELS, cudnn=here),
+    ):
         yield
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rows, rules", [OCTO, APART], ids=["octo", "apart"])
 def test_all_equal_the_reference(rows, rules, dtype):
-    compare(rows, rules, dtype=dtype)
+    compare(rows, rules, made=MADE, dtype=dtype)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_unseeing_queries_may_take_the_mean(kv_heads):
-    compare(*OCTO, kv_heads=kv_heads, unseeing="mean")
+    compare(*OCTO, made=MADE, kv_heads=kv_heads, unseeing="mean")
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_kernels_over_several_of_their_blocks(size):
+    """300 tokens: blocks without a pair that is seen, with some, and with all; three added."""
+    rows, rules = BLIND
+    seen = np.zeros((384, 384), bool)
+    seen[:300, :300] = visibility.mask(rows, rules)
+    shares = seen.reshape(3, 128, 3, 128).mean((1, 3))
+    assert {0.0, 1.0} < set(shares.ravel()) and not shares[1].any()
+    compare(rows, rules, made=tuple(kernels.KERNELS), kv_heads=1, size=size)
+
+
+def test_kernels_for_some_of_the_queries():
+    rows, rules = BLIND
+    compare(rows, rules, made=MADE, slots=np.array([0, 7, 130, 299]))
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    "axes, name",
+    [
+        (dict(data=2, fsdp=2, tensor=2), "splash"),
+        (dict(data=2, fsdp=2, tensor=2), "cudnn"),
+        (dict(fsdp=2, tensor=4), "splash"),  # 2 key heads: they stay whole
+        (dict(fsdp=8), "splash"),  # 4 rows: they stay whole
+        (dict(data=4, sequence=2), "splash"),
+    ],
+)
+def test_kernels_run_on_each_device_by_itself(axes, name):
+    """Values and gradients of rows and heads over a mesh are those of xla on one device."""
+    rows, rules = OCTO
+    rng = np.random.default_rng(0)
+    shapes = [(4, rows.length, heads, 8) for heads in (4, 2, 2)]
+    parts = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    valid = rng.random((4, rows.length)) < 0.7
+
+    def loss(parts, name):
+        out = attention.attention(*parts, rows, rules, jnp.asarray(valid), implementation=name)
+        return jnp.sum(jnp.sin(out)), out
+
+    alone = jax.jit(jax.grad(functools.partial(loss, name="xla"), has_aux=True))(parts)
+    with meshes.use(meshes.make(axes)):
+        found = jax.jit(jax.grad(functools.partial(loss, name=name), has_aux=True))(parts)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
 
 
 @st.composite
@@ -144,7 +232,7 @@ def test_structured_does_less_than_chunked():
         )
         .lower(x)
         .cost_analysis()["flops"]
-        for name in MADE
+        for name in attention.PLAIN
     }
     assert counted["structured"] < 0.6 * counted["chunked"]
 

@@ -75,9 +75,7 @@ def test_low_rank_inside_the_scan_reaches_only_the_layers_it_names():
     p = jax.eval_shape(lambda x: net.init(KEY, x, rows, valid), x)
     p = jax.tree.map(lambda leaf: 0.3 * randn(*leaf.shape, seed=leaf.ndim), p)
 
-    def run(p):
-        return jax.jit(lambda p: net.apply(p, x, rows, valid)[0]["trunk"])(p)
-
+    run = jax.jit(lambda p: net.apply(p, x, rows, valid)[0]["trunk"])
     term = {"a": randn(2, 8, 4), "b": jnp.zeros((2, 4, 2, 4))}
     lora = {"layers": {"trunk": {"query": term}}}
     plain = run(p)

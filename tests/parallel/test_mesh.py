@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import math
 import threading
 
 import jax
@@ -68,6 +70,54 @@ def test_constrain_leaves_what_does_not_divide():
         np.testing.assert_array_equal(grads, 1.0)
     with meshes.use(None):
         pass
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    "axes, local",
+    [
+        (dict(data=2, fsdp=2, tensor=2), [(2, 5, 2), (2, 5, 1), (2,)]),
+        (
+            dict(data=2, tensor=4),
+            [(4, 5, 4), (4, 5, 2), (4,)],
+        ),  # 2 does not divide by 4: 4 is whole
+        (dict(fsdp=8), [(1, 5, 4), (1, 5, 2), (1,)]),
+        (dict(tensor=2, sequence=4), [(8, 5, 2), (8, 5, 1), (8,)]),
+        (dict(), [(8, 5, 4), (8, 5, 2), (8,)]),
+    ],
+)
+def test_split_gives_each_device_its_part(axes, local):
+    """What a device sees, and the values and derivatives of all together."""
+    rng, shapes = np.random.default_rng(0), [(8, 5, 4), (8, 5, 2), (8,)]
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    seen = []
+
+    def function(x, y, z):
+        seen.append([a.shape for a in (x, y, z)])
+        return x * jnp.repeat(y, x.shape[2] // y.shape[2], axis=2) * z[:, None, None]
+
+    def loss(run, arrays):
+        return jnp.sum(jnp.sin(run(*arrays)))
+
+    def split(*arrays):
+        heads = ("batch", None, "tensor")
+        return meshes.split(function, (heads, heads, ("batch",)), heads, arrays)
+
+    expected = jax.grad(functools.partial(loss, function))(arrays)
+    seen.clear()
+    mesh = meshes.make(axes, jax.devices()[: math.prod(axes.values())])
+    with meshes.use(mesh):
+        found = jax.jit(jax.grad(functools.partial(loss, split)))(arrays)
+    assert seen[0] == local
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_platform_is_the_meshes():
+    assert meshes.platform() == jax.default_backend()
+    with meshes.use(meshes.make()):
+        assert meshes.platform() == "cpu"
+        assert jax.jit(lambda x: x if meshes.platform() == "cpu" else 1 / 0)(1) == 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from launch import local
 from vla_jax import plugin
 from vla_jax.parallel import processes, watch
 
@@ -82,7 +83,7 @@ def two(tmp_path, delay: float, waits: bool = True) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "error, code", [(plugin.UserError("a typo"), 2), (OSError("no disk"), watch.LOST)]
+    "error, code", [(plugin.UserError("a typo"), 2), (OSError("no disk"), watch.FAILED)]
 )
 def test_the_others_end_as_after_a_mistake_only_after_one(monkeypatch, error, code):
     said = []
@@ -98,6 +99,61 @@ def check(found: list[dict]) -> None:
     assert [one["compilations"] for one in found] == [1, 1]  # the wait compiles nothing twice
     # One clock on this machine: nobody had run it before both had compiled it.
     assert min(one["run"] for one in found) > max(one["compiled"] for one in found)
+
+
+# Both have joined; then one ends in its way, while the other waits for it inside of jax.
+ENDING = """
+import os, signal, sys
+number, victim, way = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+from vla_jax import plugin
+from vla_jax.parallel import processes
+with processes.together():
+    processes.meet("the beginning")
+    if number == victim:
+        if way == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise plugin.UserError("a typo") if way == "mistake" else ValueError("a bug")
+    processes.meet("what never comes")
+"""
+
+
+@pytest.mark.parametrize(
+    "victim, way, code",
+    [
+        (1, "bug", watch.FAILED),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (
+                (0, "bug", watch.FAILED),
+                (0, "mistake", 2),
+                (1, "mistake", 2),
+                (1, "killed", watch.LOST),
+            )
+        ),
+    ],
+)
+def test_who_is_left_ends_with_the_code_of_who_failed(victim, way, code):
+    """Each by itself: what a launcher over several hosts sees of them."""
+    address = f"127.0.0.1:{local.free_port()}"
+    started = []
+    for number in range(2):
+        environment = local.environment(address, 2, number, 1) | {"PYTHONPATH": str(PROJECT)}
+        command = [sys.executable, "-c", ENDING, str(number), str(victim), way]
+        started.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        said = [process.communicate(timeout=120)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [process.returncode for process in started]
+    assert codes[1 - victim] == code, said
+    assert codes[victim] == (-signal.SIGKILL if way == "killed" else code), said
+    assert f"vla: process {victim} (" in said[1 - victim]
+    words = dict(bug="it failed: ValueError: a bug", mistake="it failed: UserError: a typo")
+    assert words.get(way, "its connection closed") in said[1 - victim]
+    assert way == "killed" or "Traceback" in said[victim]  # this program prints UserErrors so too
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 from vla_jax.parallel import watch
 
 PROGRAM = """
-import pathlib, sys, time
+import atexit, pathlib, sys, time
 sys.path.insert(0, sys.argv[3])
 import watch
 number, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -24,6 +24,7 @@ made = watch.Watch(number, "127.0.0.1", where.read_text() if number else None, s
 if number == 0:
     (folder / "part").write_text(made.address)
     (folder / "part").rename(where)
+atexit.register(made.linger)
 print(made.pid, flush=True)
 for line in sys.stdin:
     if line == "leave\\n":
@@ -31,8 +32,11 @@ for line in sys.stdin:
         time.sleep(2.5)
         sys.exit(0)
     elif line.startswith("failed "):
-        made.failed("ValueError: no such robot", int(line.split()[1]))
-        sys.exit(1)
+        code, way = line.split()[1:]
+        made.failed("ValueError: no such robot", int(code), "Traceback: ...\\n")
+        while way == "hangs":
+            time.sleep(1)
+        sys.exit(3)
 """
 
 
@@ -83,20 +87,45 @@ def test_a_host_that_falls_silent_is_named(started, gone):
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("gone, code", [(0, 2), (1, 2), (1, watch.LOST)])
-def test_an_error_ends_the_others_with_its_words_and_code(started, gone, code):
-    started[gone].stdin.write(f"failed {code}\n")
-    started[gone].stdin.flush()
+@pytest.mark.parametrize(
+    "gone, code, way",
+    [(0, 2, "ends"), (1, 1, "ends"), (0, 1, "hangs"), (2, 1, "hangs")],
+)
+def test_an_error_ends_all_with_its_words_and_code(started, gone, code, way):
+    say(started[gone], f"failed {code} {way}")
     for said in survivors(started, gone, code):
         assert f"process {gone} (" in said and "it failed: ValueError: no such robot" in said
-        assert f"with exit code {code}." in said
-        assert ("Give the same command again" in said) == (code == watch.LOST)
+        assert f"with exit code {code}: begun again, it would end the same." in said
+        assert "Give the same command again" not in said
+    # Its own code, and not what its way out would have made of it; what it could not say is said.
+    assert started[gone].wait(timeout=20) == code
+    said = started[gone].stderr.read()
+    for words in ("does not end by itself", "Traceback: ..."):
+        assert (words in said) == (way == "hangs")
+
+
+@pytest.mark.parametrize("gone, struck", [(0, 1), (2, 1)])
+def test_an_error_that_is_the_echo_of_a_death_is_not_taken_for_one(started, gone, struck):
+    say(started[struck], "failed 1 ends")  # its connection broke before its watcher knew why
+    started[gone].kill()
+    for said in survivors(started, gone):
+        assert f"process {gone} (" in said and "it failed" not in said
+
+
+def test_two_that_fail_at_once_both_end_with_the_code(started):
+    for process in started:
+        say(process, "failed 1 ends")
+    assert [process.wait(timeout=20) for process in started] == [1, 1, 1]
+
+
+def say(process, line: str) -> None:
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
 
 
 def test_who_leaves_is_not_missed(started):
     for process in (started[2], started[0], started[1]):
-        process.stdin.write("leave\n")
-        process.stdin.flush()
+        say(process, "leave")
         time.sleep(1.2)
     for process in started:
         assert process.wait(timeout=10) == 0, process.stderr.read()

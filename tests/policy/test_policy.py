@@ -192,6 +192,19 @@ def test_a_checkpoint_that_saw_no_robot_is_refused(policy_lib, run):
         policy_lib.Policy(loaded)
 
 
+def test_a_checkpoint_that_was_trained_by_a_kernel_acts_here(policy_lib, run):
+    from vla_jax.train import checkpoint
+
+    loaded = checkpoint.load(run.workdir)
+    model = loaded.config.model
+    model = dataclasses.replace(model, trunk={**model.trunk, "attention": "cudnn"})
+    config = dataclasses.replace(loaded.config, model=model)
+    loaded = dataclasses.replace(loaded, meta=dataclasses.replace(loaded.meta, config=config))
+    policy = policy_lib.Policy(loaded)
+    assert policy.model.module.model.trunk["attention"] == "chunked"
+    assert policy.config.model.trunk["attention"] == "cudnn"
+
+
 def test_rows_of_several_robots_have_each_their_head_and_statistics(policy_lib, recorded, run, one):
     from vla_jax.train import checkpoint
 

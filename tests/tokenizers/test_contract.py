@@ -75,11 +75,15 @@ def batch(image_size=(24, 24), seed=0, image_mask=True, language=True):
     )
 
 
+COMPILED = {}
+
+
 def tokenize(spec, data=None, **host):
     """(parameters, group, the tokenizer's static facts) of a fresh instance."""
-    net = Host(spec, **host)
-    data = batch() if data is None else data
-    group, p = jax.jit(lambda data: net.init_with_output(jax.random.key(0), data))(data)
+    net, key = Host(spec, **host), repr((spec, host))
+    if key not in COMPILED:
+        COMPILED[key] = jax.jit(lambda data: net.init_with_output(jax.random.key(0), data))
+    group, p = COMPILED[key](batch() if data is None else data)
     facts = net.bind(p).tested
     return p, group, facts
 
@@ -119,7 +123,8 @@ def test_the_spec_says_what_it_reads(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compute_dtype_and_another_trunk_width(name):
-    _, group, _ = tokenize(spec(name), dtype=jnp.bfloat16, width=24)
+    net = Host(spec(name), dtype=jnp.bfloat16, width=24)
+    group, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), batch())
     assert group.tokens.dtype == group.stem.dtype == jnp.bfloat16
     assert group.tokens.shape[-1] == 24
 

@@ -30,7 +30,7 @@ def given(embedding, mask):
 
 
 def test_the_encoder_is_frozen_and_lies_where_the_row_of_freeze_says():
-    net, data = Host(made(), width=24), batch()
+    data = batch()
     p, group, _ = tokenize(made(), width=24)
     assert {path.split("/")[2] for path in trees.paths(p) if "/tested/" in path} == {
         "encoder",
@@ -46,7 +46,6 @@ def test_the_encoder_is_frozen_and_lies_where_the_row_of_freeze_says():
         moved = {path.split("/")[0] for path, leaf in leaves if np.abs(leaf).max() > 0}
         assert moved == ({"encoder", "project"} if finetune else {"project"})
     np.testing.assert_array_equal(group.valid, data.task.masks["language"])
-    del net
 
 
 def test_padding_is_attended_as_octo_does_only_when_asked():
@@ -85,10 +84,11 @@ def test_what_the_encoder_said_before_is_believed():
         host.tested.embed(*given))))  # fmt: skip
     ids, mask = data.task.values["language"], data.task.masks["language"]
     embedding = np.asarray(say(p, ids, mask))
-    again = net.apply(p, given(embedding, mask))
+    run = jax.jit(net.apply)
+    again = run(p, given(embedding, mask))
     np.testing.assert_allclose(again.tokens, group.tokens, atol=1e-6)
     np.testing.assert_array_equal(again.valid, group.valid)
-    other = net.apply(p, given(embedding + 1, mask))
+    other = run(p, given(embedding + 1, mask))
     assert np.abs(other.tokens - group.tokens).max() > 0.1
     with pytest.raises(plugin.UserError, match="fine-tuned"):
         Host(made(finetune=True)).apply(p, given(embedding, mask))

@@ -6,9 +6,12 @@ import pytest
 from tests.tokenizers.test_contract import Host, batch, spec, tokenize
 from vla_jax import plugin
 
+COMPILED = {}
+
 
 def apply(spec, p, data):
-    return jax.jit(Host(spec).apply)(p, data)
+    run = COMPILED.setdefault(repr(spec), jax.jit(Host(spec).apply))
+    return run(p, data)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_three_kills(fixtures_dir, tmp_path):
     assert found["max_rel_loss_diff"] <= 1e-5
     # The verdict can be had from the files alone, and could have been another.
     lines = {
-        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("undisturbed", "killed", "elastic")
     }
     whole = {line["train_step"]: line for line in lines["undisturbed"]}

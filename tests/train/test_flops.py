@@ -45,9 +45,10 @@ def test_frozen_encoders_count_nothing(octo):
     )
 
 
-def test_remat_counts_nothing(octo):
+@pytest.mark.parametrize("trunk", [dict(remat="full"), dict(attention="splash")])
+def test_remat_counts_nothing_and_a_kernel_as_its_stand_in(octo, trunk):
     config, network, size = octo
-    trunk = {**config.model.trunk, "remat": "full"}
+    trunk = {**config.model.trunk, **trunk}
     remat = dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=trunk))
     other = smoke.parts(remat, smoke.text_tokenizer(remat)[0])[0]
     assert flops.train_step(remat, other, size) == flops.train_step(config, network, size)

@@ -172,7 +172,7 @@ def test_updates_that_are_left_out(tmp_path):
     assert "loss" in lines[1] and "loss" not in lines[3]
     two = toy.run(toy.config(steps=4, optimizer=dict(skip=0.0)), tmp_path / "b", devices=ONE)
     assert not same(two.trained, state.trained)
-    config = toy.config(steps=40, optimizer=dict(skip=0.0))
+    config = toy.config(steps=40, optimizer=dict(skip=0.0), checkpoint=dict(every=100))
     with pytest.raises(plugin.UserError, match="25th update in a row that was left out"):
         toy.run(config, tmp_path / "c", objectives=broken, devices=ONE)
 

@@ -1,6 +1,7 @@
 """Muon against a plain numpy Newton-Schulz, matrix by matrix; its state on a mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,30 @@ def settings(**changes) -> config_lib.OptimizerConfig:
     return config_lib.OptimizerConfig(**(given | changes))
 
 
-def stepped(config, params=PARAMS, grads=GRADS) -> dict[str, np.ndarray]:
-    """{path: parameter after the gradients}."""
-    chain = optimizer.make(config, 10, params)
+def advance(chain, params, state, grads) -> tuple:
+    """(parameters, state) after one gradient."""
+    update = optax.with_extra_args_support(chain).update
+    updates, state = update(grads, state, params, loss=jnp.ones(()))
+    return optax.apply_updates(params, updates), state
+
+
+STEPPED = {}
+
+
+def stepped(config, steps=3) -> dict[str, np.ndarray]:
+    """{path: PARAMS after the first gradients}, computed once per config."""
+    key = repr((config, steps))
+    if key not in STEPPED:
+        STEPPED[key] = _stepped(config, steps)
+    return STEPPED[key]
+
+
+def _stepped(config, steps) -> dict[str, np.ndarray]:
+    chain, params = optimizer.make(config, 10, PARAMS), PARAMS
     state = chain.init(params)
-    for each in grads:
-        updates, state = chain.update(each, state, params)
-        params = optax.apply_updates(params, updates)
+    step = jax.jit(functools.partial(advance, chain))
+    for grads in GRADS[:steps]:
+        params, state = step(params, state, grads)
     return {path: np.asarray(leaf) for path, leaf in trees.items(params)}
 
 
@@ -114,7 +132,7 @@ def test_the_rest_is_adamw():
 
 def test_an_update_has_singular_values_of_about_one():
     config = settings(lr=1.0, weight_decay=0.0)
-    moved = stepped(config, grads=GRADS[:1])
+    moved = stepped(config, steps=1)
     path = "params/trunk/layers/trunk/mlp/hidden_0/kernel"
     steps = np.asarray(dict(trees.items(PARAMS))[path]) - moved[path]
     for layer, step in enumerate(steps):
@@ -142,16 +160,12 @@ def test_on_a_mesh_the_state_is_sharded_and_the_steps_are_the_same():
     mesh = meshes.make(dict(data=2, fsdp=2, tensor=2), jax.devices()[:8])
     chain = optimizer.make(config, 10, PARAMS)
 
-    def run(params, state, grads):
-        updates, state = chain.update(grads, state, params, loss=jnp.ones(()))
-        return optax.apply_updates(params, updates), state
-
     rules = config_lib.ShardingConfig().rules
     with meshes.use(mesh):
         state = chain.init(PARAMS)
         over = [sharding.state_shardings(t, PARAMS, rules, mesh, 16) for t in (PARAMS, state)]
         params, state = jax.device_put(PARAMS, over[0]), jax.device_put(state, over[1])
-        step = jax.jit(run, out_shardings=tuple(over))
+        step = jax.jit(functools.partial(advance, chain), out_shardings=tuple(over))
         for grads in GRADS:
             params, state = step(params, state, jax.device_put(grads, over[0]))
     alone = stepped(config)
@@ -192,7 +206,7 @@ def test_a_state_is_saved_and_comes_back(tmp_path):
     plan = start.plan(config, toy.Model(), toy.batches(config), mesh)
     state = start.fresh(plan)
     grads = jax.tree.map(jnp.cos, state.trained)
-    state = steps._advance(state, grads, plan.optimizer, config.optimizer)
+    state = steps._advance(state, grads, jnp.ones(()), plan.optimizer, config.optimizer)
     saver = checkpoint.Checkpoints(str(tmp_path), config, checkpoint.Assets())
     saver.save(1, state, {"robot": 16, "vl": 8})
     saver.wait()

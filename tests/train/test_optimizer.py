@@ -22,12 +22,21 @@ GRADS = jax.tree.map(lambda x: jnp.linspace(-1, 1, x.size).reshape(x.shape), PAR
 def after(steps=3, **settings):
     """Parameters after some steps of constant gradients."""
     config = config_lib.OptimizerConfig(**(dict(lr=0.1, schedule="constant") | settings))
-    chain, params = optimizer.make(config, 10, PARAMS), PARAMS
+    return moved(optimizer.make(config, 10, PARAMS), PARAMS, steps)["params"]
+
+
+def moved(chain, params, steps):
+    """`params` after some steps of constant gradients."""
+
+    @jax.jit
+    def step(params, state):
+        updates, state = chain.update(GRADS, state, params)
+        return optax.apply_updates(params, updates), state
+
     state = chain.init(params)
     for _ in range(steps):
-        updates, state = chain.update(GRADS, state, params)
-        params = optax.apply_updates(params, updates)
-    return params["params"]
+        params, state = step(params, state)
+    return params
 
 
 def close(a, b):
@@ -154,11 +163,7 @@ def test_agrees_with_optax_adamw():
     chain = optax.chain(
         optax.clip_by_global_norm(0.5), optax.adamw(0.1, b2=0.999, weight_decay=0.3)
     )
-    params, state = PARAMS, chain.init(PARAMS)
-    for _ in range(3):
-        updates, state = chain.update(GRADS, state, params)
-        params = optax.apply_updates(params, updates)
-    close(ours, params["params"])
+    close(ours, moved(chain, PARAMS, 3)["params"])
 
 
 def test_rows_scale_per_parameter_and_per_layer():

@@ -9,6 +9,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, trees
 from vla_jax.codecs import text_tokenizer
 from vla_jax.models import synthetic
+from vla_jax.nn import attention
 from vla_jax.parallel import chips
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import flops, plan, smoke, start
@@ -59,6 +60,16 @@ def test_the_roofline_and_the_words(config, found):
     assert "indicative" in text and "fits" in text and "all-reduce" in text
     small = dataclasses.replace(chips.CHIPS["h100"], memory=1e3)
     assert not plan.make(config, small, jax.devices()[:8])["fits"]
+
+
+@pytest.mark.parametrize("name, platform", [("splash", "tpu"), ("cudnn", "gpu")])
+def test_a_kernel_that_the_devices_do_not_have(config, name, platform):
+    """Refused before anything is traced; the small stand-in of a config goes without it."""
+    trunk = {**config.model.trunk, "attention": name}
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=trunk))
+    with pytest.raises(plugin.UserError, match=f"{name}.*expected '{platform}'"):
+        plan.make(other, chips.CHIPS["cpu"], jax.devices()[:8])
+    assert smoke.shrink(other, AXES).model.trunk["attention"] in attention.PLAIN
 
 
 def test_too_few_devices_and_meshes_that_do_not_fit(config):

@@ -6,7 +6,8 @@
 
 Fields are written as recorded, under the source's names (LeRobot's have dots for slashes), so that
 a standardizer row for the source reads the RLDS, too; with --standardizer they are in our nouns and
-the result is read with standardizer="native". JPEG and video lose a little, --pictures png does
+the result is read with standardizer="native", pictures upright where the row says that they were
+stored otherwise (turned, bgr). JPEG and video lose a little, --pictures png does
 not. From RLDS to RLDS, as recorded and not resized, the pictures' own bytes are kept; else RLDS has
 JPEG of quality 95 (also of PNGs and arrays in HDF5 and LeRobot), LeRobot h264. Killed or
 interrupted, the same command goes on where it was; --out is there whole or not at all. The last
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("path", help="the dataset's folder")
     add("--out", required=True, help="the new dataset's folder, new or empty")
     add("--to", required=True, help="rlds (array_record) or lerobot (v3.0)")
-    add("--split", help="one split or slice, train[:10] (default: all, if they share no episode)")
+    add("--split", help="one split or slice, train[:10] (default: all; train where they overlap)")
     add("--standardizer", help="TYPE, TYPE:ROW or FILE.py:ROW, for the data in our nouns")
     add("--resize", help="HEIGHTxWIDTH of all pictures, e.g. 256x256")
     add("--method", default="area", help="of the resize: area, or tensorflow (Lanczos)")
@@ -64,6 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for message in found["skipped"]:
         print(f"vla data convert: left out: {message}", file=sys.stderr)
+    if found["other_splits"]:
+        print(
+            f"vla data convert: splits share episodes, so that {', '.join(found['splits'])} "
+            f"alone was written; --split names another: {', '.join(found['other_splits'])}",
+            file=sys.stderr,
+        )
     print(json.dumps(found, ensure_ascii=False))
     return 0
 

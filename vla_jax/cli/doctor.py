@@ -144,7 +144,7 @@ def from_config(arguments: argparse.Namespace) -> dict:
 
 def _case(path, split, standardizer, source, modes, clip, given, language):
     from vla_jax import plugin, types
-    from vla_jax.data import doctor, recordings, statistics
+    from vla_jax.data import doctor, looks, recordings, statistics
 
     own = statistics.compute([source], mode=modes, clip=clip)
     raw = recordings.raw(path, split)
@@ -155,11 +155,11 @@ def _case(path, split, standardizer, source, modes, clip, given, language):
     names = {
         n if n.startswith(("steps/", "episode_metadata/")) else f"steps/{n}": n for n in raw.fields
     }
-    others = {
-        name: recordings.recorded(path, standardizer=standardizer, split=name)
-        for name, count in raw.splits.items()
-        if count and name != split.partition("[")[0]
-    }
+    others = {}
+    for name, count in raw.splits.items():
+        if count and name != split.partition("[")[0]:
+            table, read = recordings.recorded(path, standardizer=standardizer, split=name)
+            others[name] = table, looks.decoded(read, source.context.resize)  # as the source does
     return doctor.Case(
         raw=raw,
         source=source,

@@ -22,6 +22,7 @@ import json
 
 from vla_jax import config as config_lib
 from vla_jax.cli import train
+from vla_jax.parallel import endings
 
 REPLAYED = 10  # episodes of each part, for the error at the end
 
@@ -113,7 +114,7 @@ def finetune(arguments: argparse.Namespace) -> int:
         print(assembly.tables(), flush=True)
     state = assemble.train(assembly, arguments.workdir, ready=ready)
     if int(state.step) < config.steps:
-        return train.PREEMPTED
+        return endings.PREEMPTED
     found = replay(config, arguments.workdir)
     if processes.first():
         print(json.dumps({"workdir": arguments.workdir, **found}))

@@ -2,7 +2,8 @@
 
   vla data inspect runs/demo/demos
   vla data inspect my_lerobot_data --sheet sheet.png      and a contact sheet of its pictures
-  vla data inspect web/000.tar                            tar shards and LLaVA-style JSON, too
+  vla data inspect libero.hdf5 --sheet sheet.png --standardizer oxe:libero_hdf5     as a run sees it
+  vla data inspect web/000.tar                            tars, TFDS captions, LLaVA-style JSON, too
 
 The numbers of every episode are read once; a corrupt record is an error. The last line on stdout is
 the same as JSON (with --json, the only one).
@@ -23,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--episodes", type=int, help="read only so many episodes of each split")
     add("--sheet", help="write a contact sheet: a row per episode, a column per time")
     add("--split", help="of the contact sheet (default: train, or the first)")
+    add("--standardizer", help="TYPE, TYPE:ROW or FILE.py:ROW (default: as it was recorded)")
     add("--rows", type=int, default=6, help="episodes on the contact sheet (default 6)")
     add("--columns", type=int, default=8, help="times on the contact sheet (default 8)")
 
@@ -36,11 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise plugin.UserError(f"--{flag}: got {value}, expected at least 1")
-    found = inspect.summarize(arguments.path, arguments.episodes)
+    read_by = arguments.standardizer
+    found = inspect.summarize(arguments.path, arguments.episodes, read_by)
     if arguments.sheet:
         out = arguments.sheet
         storage.check_parent("--sheet", out)
-        picture = inspect.sheet(arguments.path, arguments.split, arguments.rows, arguments.columns)
+        size = (arguments.rows, arguments.columns)
+        picture = inspect.sheet(arguments.path, arguments.split, *size, read_by)
         write(picture, out)
         found["sheet"] = out
         print(f"wrote {out}, {picture.width} x {picture.height} px", file=sys.stderr)

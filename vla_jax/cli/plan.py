@@ -5,8 +5,9 @@ vla plan --config configs/octo_base.py --topology h100:64 --config.mesh.fsdp=8
 vla plan --config configs/octo_base.py --topology cpu:256      fake devices
 vla plan --config configs/octo_base.py --topology h100:64 --search --batch-factors 1,2,4
 
-With --search, meshes, remat and multiples of the batch sizes are tried, and those that fit ranked
-by the least time per sample; each takes a compilation, --seconds bounds them.
+With --search, meshes, remat and multiples of the batch sizes are compared, and those that fit
+ranked by the least time per sample. What shapes rule out is not compiled; of the rest the most
+promising are, --compilations of them at most, and none begins after --seconds.
 
 Nothing is run and no data is read. Last on stdout stands one JSON object with the figures, `plan_s`
 and `plan_rss_mb`. The exit code is 0 if the config fits or nobody can say, 1 if it does not fit.
@@ -38,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=float, metavar="GB", help="of a chip, instead of its own")
     parser.add_argument("--search", action="store_true", help="rank meshes, remat, batch sizes")
     parser.add_argument("--batch-factors", default="1", metavar="N,…", help="of --search")
+    parser.add_argument("--compilations", type=int, default=8, help="of --search (default 8)")
     parser.add_argument("--seconds", type=float, default=1800.0, help="of --search (default 1800)")
     parser.set_defaults(overrides=[])
 
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     if BEGUN not in os.environ:
         words = ["--config", arguments.config, "--topology", arguments.topology]
         words += ["--seconds", str(arguments.seconds), "--batch-factors", arguments.batch_factors]
+        words += ["--compilations", str(arguments.compilations)]
         words += ["--memory", str(arguments.memory)] if arguments.memory is not None else []
         words += ["--search"] if arguments.search else []
         environment = {
@@ -60,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             BEGUN: str(time.time()),
             "TPU_SKIP_MDS_QUERY": "1",  # libtpu would look for a cloud's metadata
             "TPU_LIBRARY_LOG_LEVEL": "3",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is taken: plans may run beside each other
             "JAX_ENABLE_COMPILATION_CACHE": "false",  # a kept program has no memory analysis
         }
         program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"
@@ -71,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         devices = plan.devices(chip, shape)
         if arguments.search:
             limits = dict(factors=factors, seconds=arguments.seconds, note=_note)
+            limits |= dict(compilations=arguments.compilations)
             found = search.search(config, chip, devices, **limits)
         else:
             found = plan.make(config, chip, devices)
@@ -98,7 +103,12 @@ def _factors(text: str) -> list[int]:
 
 def _note(row: dict) -> None:
     """Says on stderr what the search has just tried."""
-    mesh = ",".join(map(str, row["mesh"].values()))
-    spent = f" ({row['seconds']} s)" if "seconds" in row else ""
-    words = f"mesh {mesh} remat {row['remat']} batch {row['batch_factor']}x: {row['outcome']}"
-    print(f"{words}{spent}", file=sys.stderr, flush=True)
+    if row["outcome"] == "to try":
+        words = f"{row['candidates']} to choose from; at most {row['at_most']} compilations"
+    else:
+        mesh = ",".join(map(str, row["mesh"].values()))
+        number = f"[{row['compilation']}] " if "compilation" in row else ""
+        spent = f" ({row['seconds']} s)" if "seconds" in row else ""
+        words = f"{number}mesh {mesh} remat {row['remat']} batch {row['batch_factor']}x: "
+        words += f"{row['outcome']}{spent}"
+    print(words, file=sys.stderr, flush=True)

@@ -5,7 +5,8 @@ vla train --config configs/debug.py --dry-run          the resolved config, the 
 vla train --config configs/debug.py --config.steps=20  any setting, by its path
 
 Ctrl-C and SIGTERM save before they stop; the exit code is 75 then: the same command goes on. When
-one of several processes is gone, the others name it and end with exit code 76.
+one of several processes is gone, the others name it and end with exit code 76; when one ends by an
+error of its own, all end with its code. What launchers make of it stands in parallel/endings.py.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import json
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, storage
+from vla_jax.parallel import endings
 
 PROCESS = (
     "process I of N, and where process 0 listens; else SLURM, JobSet, mpirun or Cloud TPU say it"
 )
-PREEMPTED = 75  # the exit code of a run that was asked to stop: saved, run me again
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +88,7 @@ def train(config: config_lib.TrainConfig, arguments: argparse.Namespace) -> int:
     if processes.first():
         print(assembly.tables(), flush=True)
     state = assemble.train(assembly, arguments.workdir, ready=ready)
-    return PREEMPTED if int(state.step) < config.steps else 0
+    return endings.PREEMPTED if int(state.step) < config.steps else 0
 
 
 def describe(assembly) -> str:

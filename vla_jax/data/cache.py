@@ -200,10 +200,11 @@ class _Maker:
         """The cache's folder, made with its manifest; UserError where it is of other data."""
         form = "raw" if self.settings.format == "raw" else f"jpeg{self.settings.quality}"
         which = mapped.digest(self.episodes.ids)[:8]
+        look = "".join(f"{word}-" for word in self.episodes.looks.get(self.name, ()))
         stem = re.sub(
             r"[^\w.-]",
             "_",
-            f"{self.episodes.name}-{which}-{self.name}-{self.size[0]}x{self.size[1]}-"
+            f"{self.episodes.name}-{which}-{self.name}-{look}{self.size[0]}x{self.size[1]}-"
             f"{self.method}-{form}",
         )
         content = self._content()

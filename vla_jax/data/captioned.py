@@ -1,4 +1,4 @@
-"""Pictures with words, for `vla data inspect`: tar shards (WebDataset) and LLaVA-style JSON."""
+"""Pictures with words, for `vla data inspect`: tars (WebDataset), TFDS folders, LLaVA's JSON."""
 
 from __future__ import annotations
 
@@ -10,33 +10,46 @@ import numpy as np
 
 from vla_jax import plugin, types
 from vla_jax.data import recordings
-from vla_jax.data.sources import _files, _picture_row, _tar, image_text, llava
+from vla_jax.data.sources import (
+    _files,
+    _picture_row,
+    _rlds_folder,
+    _tar,
+    image_text,
+    llava,
+    tfds_captions,
+)
 
 LOOKED_AT = 200  # samples whose words are read, evenly spaced
 SAMPLES, SIZES = 5, 12
 
 
 def kind_at(path: str | os.PathLike) -> str | None:
-    """ "tar" or "llava", what lies at `path`; None for neither. Looks at names only."""
+    """ "tar", "llava" or "tfds", what lies at `path`; None for none of them.
+
+    Looks at names, and of a TFDS folder at its features: with steps they are episodes.
+    """
     name = _files.name(os.fspath(path)).lower()
     if name.endswith((".json", ".jsonl")):
         return "llava" if _files.is_file(path) else None
     if name.endswith(".tar"):
         return "tar"
-    return (
-        "tar"
-        if _files.is_dir(path) and any(n.endswith(".tar") for n in _files.names(path))
-        else None
-    )
+    if _files.is_dir(path) and any(n.endswith(".tar") for n in _files.names(path)):
+        return "tar"
+    versions = _rlds_folder.versions(path) if _files.is_dir(path) else ()
+    if len(versions) == 1 and _files.is_file(_files.join(versions[0], _rlds_folder.FEATURES)):
+        folder = _rlds_folder.open_folder(versions[0], of_episodes=False)
+        return "tfds" if tfds_captions.found_in(folder) else None
+    return None
 
 
 def summarize(path: str | os.PathLike) -> dict:
     """The data set at `path` as JSON: kind, samples, what they consist of, some words and sizes.
 
-    Raises UserError where nothing of either kind lies there, and for a broken file.
+    Raises UserError where nothing of these kinds lies there, and for a broken file.
     """
     path = os.fspath(path)
-    return _llava(path) if kind_at(path) == "llava" else _shards(path)
+    return {"llava": _llava, "tfds": _tfds}.get(kind_at(path), _shards)(path)
 
 
 def text(found: dict) -> str:
@@ -44,6 +57,15 @@ def text(found: dict) -> str:
     counts = {k: v for k, v in found.items() if isinstance(v, int)}
     told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     lines = [f"{found['path']}: {found['kind']}, {told}"]
+    for name, count in found.get("parts", {}).items():
+        lines.append(f"  split {name}: {count} pictures")
+    if "captions_from" in found:
+        lines.append(
+            f"  read as pictures: {found['picture_from']}, as captions: "
+            f"{', '.join(found['captions_from'])}"
+        )
+    for name, said in found.get("features", {}).items():
+        lines.append(f"  {name}: {said}")
     for name, count in found.get("endings", {}).items():
         lines.append(f"  .{name}: {count} samples")
     if found.get("sizes"):
@@ -54,13 +76,23 @@ def text(found: dict) -> str:
     return "\n".join(lines)
 
 
-def pictures(path: str | os.PathLike, count: int) -> list[tuple[str, np.ndarray]]:
-    """(caption, uint8 [height, width, 3]) of evenly spaced samples of tar shards, for a sheet."""
-    path = os.fspath(path)
-    if kind_at(path) != "tar":
+def pictures(
+    path: str | os.PathLike, count: int, split: str | None = None
+) -> list[tuple[str, np.ndarray]]:
+    """(caption, uint8 [height, width, 3]) of evenly spaced samples, for a sheet.
+
+    `split` is of a TFDS folder (None: `train`, or the first). Raises UserError for LLaVA's JSON.
+    """
+    path, kind = os.fspath(path), kind_at(path)
+    if kind == "llava":
         raise plugin.UserError(
-            f"{path}: its pictures lie elsewhere; contact sheets are of tar shards and of episodes"
+            f"{path}: its pictures lie elsewhere; contact sheets are of tar shards, TFDS folders "
+            "and episodes"
         )
+    if kind == "tfds":
+        source = _captions(path, split)
+        chosen = recordings.evenly(len(source), count)
+        return [("; ".join(source.spoken(i)[:1]), source.picture(i)) for i in chosen]
     shards = _tar.Shards(_tar.find(path, path))
     return [
         ("; ".join(_words(shards, i)[0][:1]), _picture(shards, i))
@@ -127,6 +159,52 @@ def _picture(shards: _tar.Shards, i: int) -> np.ndarray:
     if ending is None:
         raise plugin.UserError(f"{shards.where(i)}: no picture, it has {list(shards.members(i))}")
     return _picture_row.decoded(shards.read(i, ending), f"{shards.where(i)}.{ending}")
+
+
+def _captions(path: str, split: str | None) -> tfds_captions.Captions:
+    """All pictures of a split of a TFDS folder."""
+    folder = _rlds_folder.open_folder(path, of_episodes=False)
+    full = [name for name, shards in folder.splits.items() if sum(n for _, n in shards)]
+    split = split or ("train" if "train" in full else next(iter(full), "train"))
+    image, captions = tfds_captions.found_in(folder)
+    context = types.SourceContext(name=path, stream="", image_sizes={"primary": (1, 1)})
+    given = dict(image=image, captions=captions, holdout=0.0)
+    return tfds_captions.make(context, path=folder.path, split=split, **given)
+
+
+def _tfds(path: str) -> dict:
+    folder = _rlds_folder.open_folder(path, of_episodes=False)
+    parts = {name: sum(n for _, n in shards) for name, shards in folder.splits.items()}
+    image, captions = tfds_captions.found_in(folder)
+    found = {
+        "path": path,
+        "kind": f"TFDS folder of pictures with captions ({folder.name} {folder.version})",
+        "name": folder.name,
+        "version": folder.version,
+        "file_format": folder.file_format,
+        "pictures": sum(parts.values()),
+        "parts": parts,
+        "picture_from": image,
+        "captions_from": list(captions),
+        "features": {
+            name: f"{f.kind} {f.dtype} {list(f.shape)}" for name, f in folder.features.items()
+        },
+        "language_samples": [],
+    }
+    if not any(parts.values()):
+        return found
+    source = _captions(path, None)
+    chosen = recordings.evenly(len(source), LOOKED_AT)
+    spoken = [source.spoken(i) for i in chosen]
+    said = [text for texts in spoken for text in texts[:1]]
+    sizes = {source.picture(i).shape[:2] for i in recordings.evenly(len(source), SIZES)}
+    return found | {
+        "looked_at": len(chosen),
+        "captions_of_them": sum(map(len, spoken)),
+        "without_a_caption_among_them": sum(not texts for texts in spoken),
+        "sizes": [list(size) for size in sorted(sizes)],
+        "language_samples": list(dict.fromkeys(said))[:SAMPLES],
+    }
 
 
 def _llava(path: str) -> dict:

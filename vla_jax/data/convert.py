@@ -61,7 +61,8 @@ def convert(
       path: the data set, of any format that `recordings` knows.
       out: where the new one will be; there is nothing until it is whole.
       to: "rlds" (array_record) or "lerobot" (v3.0).
-      split: one split or slice of the source; None: all that it has, if they share no episode.
+      split: one split or slice of the source; None: all that it has; `train` alone where they share
+        episodes, as robomimic's filter keys do (the answer says what was left: `other_splits`).
       name: of the new data set; None: the folder's.
       workers: processes; 0 = this one; None = as many as there are cores, at most 8.
       progress: whether to draw a bar on stderr.
@@ -78,7 +79,7 @@ def convert(
         cannot be read or do not have one form. Nothing is left behind.
       WorkerKilled: a worker was killed; a rerun goes on.
     """
-    job, splits = _job(str(path), out, to, split, name, settings)
+    job, splits, others = _job(str(path), out, to, split, name, settings)
     raws = {part: _shards.source(job, part) for part in splits}
     raws = {part: raw for part, raw in raws.items() if len(raw)}
     if not raws:
@@ -95,7 +96,7 @@ def convert(
             shutil.rmtree(making.built, ignore_errors=True)
             target.finish(job, plan, parts, made, making.parts, making.built)
             left_out = [text for raw in raws.values() for text in getattr(raw, "skipped", ())]
-            making.tell(_told(job, making, parts, made, left_out))
+            making.tell(_told(job, making, parts, made, left_out) | {"other_splits": others})
             making.publish()
     return making.told | {"seconds": round(time.monotonic() - begun, 1)}
 
@@ -171,7 +172,8 @@ class Making(_spool.Folder):
         self._lock.release()
 
 
-def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, list[str]]:
+def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, list[str], list[str]]:
+    """(the job, the splits that are converted, those that are not as they share episodes)."""
     if to not in TARGETS:
         raise plugin.UserError(plugin.unknown("--to", to, TARGETS))
     known = {field.name for field in dataclasses.fields(Job)} - {"path", "to", "name"}
@@ -199,25 +201,28 @@ def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, lis
             f"{path}: as recorded, what stands beside the episodes ({', '.join(first.beside)}) "
             f"would be lost; give --standardizer {reader}"
         )
-    splits = [split] if split else [n for n, count in first.splits.items() if count]
+    splits = [split] if split else _apart(path, [n for n, c in first.splits.items() if c])
     names = [_rlds_shards.recorded_name(part) for part in splits]
     if len(set(names)) < len(names):
         raise plugin.UserError(f"{path}: splits {splits} would share a name; give one by --split")
-    _check_apart(path, splits)
-    return job, splits
+    others = [] if split else [n for n, c in first.splits.items() if c and n not in splits]
+    return job, splits, others
 
 
-def _check_apart(path: str, splits: Sequence[str]) -> None:
-    """UserError where two splits hold an episode, as robomimic's filter keys do."""
+def _apart(path: str, splits: list[str]) -> list[str]:
+    """All of them, or `train` where two hold an episode; UserError where there is none."""
     owners: dict[str, str] = {}
     for part in splits if len(splits) > 1 else ():
         for episode in recordings.raw(path, part).ids():
             owner = owners.setdefault(episode, part)
+            if owner != part and "train" in splits:
+                return ["train"]
             if owner != part:
                 raise plugin.UserError(
                     f"{path}: splits {owner!r} and {part!r} both hold {episode}, which would be "
                     f"written twice; name one of {list(splits)} by --split"
                 )
+    return splits
 
 
 def _told(job: Job, making: Making, parts: Sequence[Part], made: Sequence[dict], left_out) -> dict:

@@ -169,7 +169,7 @@ class Case:
         )
 
     def picture(self, view: str, episode: int, row: int) -> np.ndarray | None:
-        """uint8 [height, width, 3] as recorded, None where there is none; UserError if broken."""
+        """uint8 [height, width, 3] unresized, None where there is none; UserError if broken."""
         (data,) = self.read(view, episode, [row])
         if not len(data):
             return None

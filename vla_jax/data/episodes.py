@@ -22,6 +22,8 @@ from vla_jax.data import mapped
 
 FLAT = ("start", "step", "action", "language_index", "shard", "record", "record_offset")
 TEXTS = ("ids", "language")
+RATE = "control_hz"  # of metadata: steps per second
+LOOKS = ("turned", "bgr")  # by 180 degrees; blue before red: set right by looks.py
 
 # (view, episode, table rows of it) -> one image per row: encoded bytes, none where the data lack
 # it, or, of formats without bytes per frame (video), decoded uint8 [height, width, 3].
@@ -42,7 +44,9 @@ class Episode:
       cameras: view -> float32 [3, 4], (world xyz in m, 1) to (x, y, w), x/w right and y/w down in
         fractions of the image.
       image_masks: view -> bool [T] for views that lack some steps' images.
-      metadata: what else the data set says about the episode.
+      looks: view -> how its pictures were stored, some of LOOKS; `cameras` are of those pictures.
+      metadata: what else the data set says about the episode, RATE of the recorded steps.
+      stride: how many recorded steps lie between two of `steps`.
     """
 
     id: str
@@ -54,7 +58,9 @@ class Episode:
     action_space: str
     cameras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     image_masks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    looks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     metadata: Mapping = dataclasses.field(default_factory=dict)
+    stride: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,10 +95,13 @@ class Episodes:
     record: np.ndarray  # int64 [E]
     record_offset: np.ndarray  # int64 [E]
     # What else the data set says of each episode: name -> E values, None where it says nothing.
+    # RATE is that of the steps that are kept.
     metadata: dict[str, Sequence] = dataclasses.field(default_factory=dict)
     # Other words for each of `language`, that the data hold; () = none for any.
     others: tuple[tuple[str, ...], ...] = ()
     skipped: tuple[str, ...] = ()  # what was wrong with each episode that was left out
+    # view -> how its pictures were stored; readers show them upright, and `cameras` are of these.
+    looks: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,6 +119,7 @@ class Episodes:
         arrays += [f.length for _, f in sorted(self.frames.items())]
         names = (self.name, self.embodiment, self.action_space, list(map(mapped.digest, arrays)))
         names += (self.others,) if any(self.others) else ()
+        names += (sorted(self.looks.items()),) if self.looks else ()
         return hashlib.blake2b(repr(names).encode(), digest_size=16).hexdigest()
 
 
@@ -146,9 +156,13 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
         proprio={g: _concatenate(where, g, [part.proprio[g] for part in parts]) for g in groups},
         language=tuple(words[0] for words in texts),
         others=tuple(words[1:] for words in texts) if any(len(w) > 1 for w in texts) else (),
-        metadata=_columns([part.metadata for part in parts]),
+        metadata=_columns([_kept(part) for part in parts]),
         language_index=np.asarray(language_index, np.int32),
-        cameras={v: np.stack([p.cameras.get(v, missing) for p in parts]) for v in cameras},
+        cameras={
+            v: np.stack([_seen(p.cameras.get(v, missing), p.looks.get(v, ())) for p in parts])
+            for v in cameras
+        },
+        looks={view: tuple(parts[0].looks[view]) for view in views if parts[0].looks.get(view)},
         frames={
             view: Frames(
                 offset=np.concatenate([row[1][view][0] for row in rows]),
@@ -162,9 +176,23 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
     )
 
 
+def _seen(camera: np.ndarray, look: Sequence[str]) -> np.ndarray:
+    """A stored picture's camera, for the picture set upright: x and y become 1 - x and 1 - y."""
+    x, y, w = camera
+    return np.stack([w - x, w - y, w]) if "turned" in look else camera
+
+
 def _words(text: str | tuple[str, ...]) -> tuple[str, ...]:
     """The distinct instructions of a step, none of them empty."""
     return tuple(dict.fromkeys(t for t in ((text,) if isinstance(text, str) else text) if t))
+
+
+def _kept(episode: Episode) -> Mapping:
+    """The metadata, true of the steps that are kept."""
+    said = episode.metadata
+    if episode.stride == 1 or np.asarray(said.get(RATE)).dtype.kind not in "fiu":
+        return said
+    return {**said, RATE: float(np.asarray(said[RATE]).item()) / episode.stride}
 
 
 def _columns(parts: list[Mapping]) -> dict[str, tuple]:
@@ -189,6 +217,16 @@ def check(where: str, episode: Episode, first: Episode | None = None) -> None:
                 f"{where}: episode {episode.id}: episodes of several kinds of {field} {kinds}; "
                 "one data set has one"
             )
+    for view, look in episode.looks.items():
+        if not set(look) <= set(LOOKS):
+            raise plugin.UserError(
+                plugin.unknown(f"{where}: episode {episode.id}: looks of {view}", look, LOOKS)
+            )
+    if dict(episode.looks) != dict(first.looks):
+        raise plugin.UserError(
+            f"{where}: episode {episode.id}: pictures stored as {dict(episode.looks)}, expected "
+            f"{dict(first.looks)} as in episode {first.id}; one data set has one"
+        )
     if list(episode.proprio) != list(first.proprio):
         raise plugin.UserError(
             f"{where}: episode {episode.id}: proprio {list(episode.proprio)}, expected "
@@ -218,6 +256,7 @@ def pack(table: Episodes) -> tuple[dict[str, np.ndarray], dict]:
     about = {name: getattr(table, name) for name in ("name", "embodiment", "action_space")}
     about |= {name: list(getattr(table, name)) for name in ("proprio", "cameras", "frames")}
     about |= {"metadata": list(table.metadata), "skipped": list(table.skipped)}
+    about |= {"looks": dict(table.looks)}
     for name, values in table.metadata.items():
         texts = mapped.Values.pack(values)
         arrays |= {f"metadata/{name}/ends": texts.ends, f"metadata/{name}/letters": texts.letters}
@@ -242,6 +281,7 @@ def unpack(where: str, arrays: Mapping[str, np.ndarray], about: Mapping) -> Epis
         },
         others=tuple(map(tuple, about["others"])),
         skipped=tuple(about["skipped"]),
+        looks={view: tuple(look) for view, look in about["looks"].items()},
     )
 
 

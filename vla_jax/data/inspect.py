@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_jax import plugin
-from vla_jax.data import captioned, recordings
+from vla_jax.data import captioned, recordings, standardized
 
 SAMPLES = 5
 SPEAKS = ("language", "instruction", "task")  # text fields that hold what was asked
@@ -16,23 +16,27 @@ TILE, GAP, LINE = 128, 4, 18  # pixels of a contact sheet: a picture's longer si
 PAPER, INK, MUTED = (250, 249, 246), (34, 37, 43), (106, 111, 121)
 
 
-def summarize(path: str | os.PathLike, limit: int | None = None) -> dict:
+def summarize(
+    path: str | os.PathLike, limit: int | None = None, standardizer: str | None = None
+) -> dict:
     """The data set at `path` as JSON: kind, splits, cameras, fields, ranges, instructions.
 
     Reads the numbers of every episode, of the first `limit` of each split where it is given, and
-    one picture of each camera. A corrupt record raises UserError. Of pictures with words (tar
-    shards, LLaVA-style JSON) see captioned.py.
+    one picture of each camera; with a `standardizer` ("oxe:bridge") as that has them. A corrupt
+    record raises UserError. Of pictures with words see captioned.py.
     """
-    if captioned.kind_at(path):
+    if _with_words(path, standardizer):
         return captioned.summarize(path)
-    first = recordings.raw(path)
+    first = standardized.opened(path, None, standardizer)
     return {
         "path": str(path),
         "kind": first.kind,
         "name": first.name,
         **{k: getattr(first, k) for k in ("version", "file_format") if hasattr(first, k)},
         "splits": {
-            split: of_split(recordings.raw(path, split), limit) if count else _empty()
+            split: of_split(standardized.opened(path, split, standardizer), limit)
+            if count
+            else _empty()
             for split, count in first.splits.items()
         },
         "fields": {
@@ -78,16 +82,20 @@ def text(found: dict) -> str:
 
 
 def sheet(
-    path: str | os.PathLike, split: str | None = None, episodes: int = 6, times: int = 8
+    path: str | os.PathLike,
+    split: str | None = None,
+    episodes: int = 6,
+    times: int = 8,
+    standardizer: str | None = None,
 ) -> Image.Image:
     """A contact sheet: below each camera's name a row per episode, a column per time.
 
     Episodes and times are evenly spaced, the first and the last among them. Raises UserError for
     data without pictures or episodes. Of pictures with words: rows of so many, evenly spaced.
     """
-    if captioned.kind_at(path):
-        return _captioned_sheet(path, episodes, times)
-    source = recordings.raw(path, split)
+    if _with_words(path, standardizer):
+        return _captioned_sheet(path, episodes, times, split)
+    source = standardized.opened(path, split, standardizer)
     cameras = recordings.pictures(source)
     chosen = recordings.evenly(len(source), episodes)
     if not cameras or not chosen:
@@ -110,8 +118,19 @@ def sheet(
     return _paint(f"{source.name} · {source.kind}", rows)
 
 
-def _captioned_sheet(path, rows: int, columns: int) -> Image.Image:
-    found = captioned.pictures(path, rows * columns)
+def _with_words(path, standardizer: str | None) -> bool:
+    """Whether there are pictures with words and no episodes at `path`."""
+    found = captioned.kind_at(path)
+    if found and standardizer is not None:
+        raise plugin.UserError(
+            f"{path}: pictures with words ({found}), which no standardizer reads; leave "
+            "--standardizer out"
+        )
+    return found is not None
+
+
+def _captioned_sheet(path, rows: int, columns: int, split: str | None) -> Image.Image:
+    found = captioned.pictures(path, rows * columns, split)
     lines = [found[i : i + columns] for i in range(0, len(found), columns)]
     return _paint(
         str(path),

@@ -6,7 +6,8 @@ A format is a file of data/sources/ with
     raw(path, split) -> Raw                                    as the source recorded them
     recorded(path, *, standardizer, split, bad_samples) -> (Episodes, FrameReader)    in our nouns
 
-and is found by asking each of them. A new format is a new file there, and nothing here.
+and is found by asking each of them; what `recorded` reads is upright, see looks.py. A new format is
+a new file there, and nothing here.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from vla_jax.data import (
     endpoints,
     filters,
     fit,
+    looks,
     mapped,
     selection,
     statistics,
@@ -95,6 +96,7 @@ class RobotRows:
             made_by = (action_space_lib.RECIPE, space, self.action_space, self.embodiment.proprio)
             self._hash_of_episodes = _hash(self._hash_of_episodes, *made_by)
         self._parts: dict[bool, tuple[np.ndarray, int]] = {}
+        read = looks.decoded(read, context.resize)
         if reading.cache is not None:
             read = cache.resized(self.where, reading.cache, context, episodes, read)
         if reading.noop_threshold is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import pathlib
@@ -24,7 +25,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vla_jax import plugin
-from vla_jax.data import mapped, order
+from vla_jax.data import looks, mapped, order
 from vla_jax.data.episodes import Episodes, FrameReader
 from vla_jax.data.reading import Reading
 
@@ -61,6 +62,9 @@ def make(
         raise plugin.UserError(
             f"{where}: num_runs={reading.num_runs}, run_bytes={reading.run_bytes}, expected >= 1"
         )
+    if isinstance(read, looks.Upright):  # runs are of stored bytes
+        runs, stored = make(where, episodes, samples, views, read.stored, reading)
+        return runs, dataclasses.replace(read, stored=stored)
     if not all(hasattr(read, name) for name in NEEDED):
         raise plugin.UserError(
             f"{where}: access='contiguous': these data, or a cache of them, are not read by ranges "

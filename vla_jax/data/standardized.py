@@ -167,6 +167,18 @@ class Standardized:
         return found
 
 
+def opened(
+    path: str, split: str | None, standardizer: str | None = None, bad_episodes: str = "error"
+) -> recordings.Raw:
+    """The episodes of a split as recorded or, with a standardizer, in our nouns and upright.
+
+    Raises UserError as `recordings.raw` and `Standardized` do.
+    """
+    if standardizer is None:
+        return recordings.raw(path, split)
+    return Standardized(str(path), split, standardizer, bad_episodes)
+
+
 def _made_by(path: str, spec: str | Mapping) -> list[str]:
     spec = {"type": spec} if isinstance(spec, str) else spec
     built = plugin.build("data.standardizers", spec, SourceContext(name=path, stream=""))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vla_jax import plugin, storage
-from vla_jax.data import inspect, pages, recordings
+from vla_jax.data import inspect, pages, recordings, standardized
 
 TEMPLATE = pathlib.Path(__file__).with_suffix(".html.jinja")
 COLUMNS = 8  # pictures per row of a film's WebP
@@ -30,6 +30,7 @@ def build(
     out: str | os.PathLike,
     *,
     split: str | None = None,
+    standardizer: str | None = None,
     episodes: int = 6,
     frames: int = 48,
     size: int = 240,
@@ -40,6 +41,7 @@ def build(
       path: the data set.
       out: the file, overwritten as a whole.
       split: None: `train`, or the first there is.
+      standardizer: "oxe:bridge", to see the data as it has them; None: as they were recorded.
       episodes: how many are shown, evenly spaced.
       frames: at most so many pictures of an episode and camera, evenly spaced in time.
       size: the longer side of a picture, in pixels.
@@ -51,7 +53,7 @@ def build(
         if value < 1:
             raise plugin.UserError(f"{name}: got {value}, expected at least 1")
     storage.check_parent("--out", out)
-    source = recordings.raw(path, split)
+    source = standardized.opened(path, split, standardizer)
     if not len(source):
         raise plugin.UserError(f"{path}: no episodes in it, nothing to show")
     about = inspect.of_split(source)

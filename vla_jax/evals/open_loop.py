@@ -16,7 +16,7 @@ import numpy as np
 from vla_jax import plugin
 from vla_jax.data import action_space as action_space_lib
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import fit, recordings, selection, window
+from vla_jax.data import fit, looks, recordings, selection, window
 from vla_jax.policy import policy as policy_lib
 from vla_jax.types import ActionSpace, Embodiment
 
@@ -94,7 +94,7 @@ def open_loop(
         where, wanted = f"{table.where}: convert", policy.row_spaces[0].name
         space = fit.named(where, table.action_space, body.action_spaces)
         table, _ = action_space_lib.converted(where, table, body, space, wanted)
-    replay = _Replay(policy, table, read)
+    replay = _Replay(policy, table, looks.decoded(read, policy.stream.resize))
     space, total, count, steps = policy.row_spaces[0], 0.0, 0, 0
     for predicted, recorded, real in replay.chunks(part):
         gap = np.abs(predicted[..., : space.size] - recorded) * real[..., None]

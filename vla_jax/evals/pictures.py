@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vla_jax import storage
+from vla_jax.data import images as pixels
 from vla_jax.nn import visibility
 from vla_jax.train import assemble
 
@@ -20,16 +19,9 @@ def write(assembly: assemble.Assembly, workdir: str) -> None:
     for name, mix in assembly.mixtures.items():
         rows = [mix.sample(n) for n in range(2 * COLUMNS)]
         drawn = sheet(rows, assembly.text_tokenizer)
-        storage.write(storage.join(workdir, f"batch_{name}.png"), png(drawn))
+        storage.write(storage.join(workdir, f"batch_{name}.png"), pixels.png(drawn))
         seen = visibility.image(assembly.network.layout(name), rules)
-        storage.write(storage.join(workdir, f"visibility_{name}.png"), png(seen))
-
-
-def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 [h, w, 3], as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
+        storage.write(storage.join(workdir, f"visibility_{name}.png"), pixels.png(seen))
 
 
 def sheet(rows: list[dict], text_tokenizer) -> np.ndarray:

@@ -39,7 +39,7 @@ class Pointer:
             spaces=loaded.action_spaces,
             text_tokenizer=self._tokenizer,
             proprio_constants=build.constants(normalizer),
-        )
+        ).plain()
         self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
         self._sample = jax.jit(self._answers)
 

@@ -15,8 +15,8 @@ from vla_jax import plugin, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import vla
+from vla_jax.nn import attention_kernels, visibility
 from vla_jax.nn import layout as layouts
-from vla_jax.nn import visibility
 
 PROPRIO = "proprio/"  # before a group's name in the normalizer's fields
 
@@ -76,7 +76,8 @@ class Network:
             )
             for name, batch in batches.items()
         }
-        return self.module.init(key, batches, keys, method="initialize")
+        # Parameters do not depend on how attention is computed, and shapes are asked for anywhere.
+        return self.plain().module.init(key, batches, keys, method="initialize")
 
     def apply(self, variables, batch: types.Batch, stream: str, keys: Mapping[str, jax.Array]):
         """(answers, errors) of the stream's heads; `keys` holds one key per row for each head."""
@@ -85,6 +86,14 @@ class Network:
     def sample(self, variables, batch: types.Batch, stream: str, keys: Mapping[str, Any]):
         """The heads' answers for the newest step of each row."""
         return self.module.apply(variables, batch, stream, keys, method="sample")
+
+    def plain(self) -> Network:
+        """The same network, on any platform: with no kernel of attention that only one has."""
+        model = self.module.model
+        if "attention" not in model.trunk:
+            return self
+        trunk = {**model.trunk, "attention": attention_kernels.plain(model.trunk["attention"])}
+        return Network(self.module.clone(model=dataclasses.replace(model, trunk=trunk)))
 
     def encode(self, variables, batch: types.Batch, stream: str) -> dict[str, types.Output]:
         """{group: Output}: the stream's tokens after the trunk, without any head."""

@@ -1,6 +1,6 @@
 """Attention over a layout: one function that reads the layout and its rules, not a dense mask.
 
-The mask is worked out with numpy while tracing and cached per (layout, rules). Three
+The mask is worked out with numpy while tracing and cached per (layout, rules). All
 implementations give the same numbers:
 
     xla         all pairs at once, jax's derivative, which keeps the weights [B, N, L, S]
@@ -9,7 +9,8 @@ implementations give the same numbers:
                 in XLA's own operations)
     structured  the same, cut between timesteps; a block takes only the keys that the rules let some
                 query of it see, and what a window of timesteps never sees costs nothing
-    auto        xla for no more than BLOCK queries, else structured
+    splash, cudnn  kernels of one platform each (attention_kernels.py)
+    auto        xla for no more than BLOCK queries, else what AUTO says of the platform
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.nn import attention_kernels as kernels
 from vla_jax.nn import layout as layouts
 from vla_jax.nn import visibility
+from vla_jax.parallel import mesh
 
 MASKED = -1e30  # finite, so that a fully masked row has finite gradients
-IMPLEMENTATIONS = ("auto", "xla", "chunked", "structured")
+PLAIN = ("xla", "chunked", "structured")  # XLA's own operations: they run wherever jax does
+IMPLEMENTATIONS = ("auto", *PLAIN, *kernels.KERNELS)
+# A kernel may stand here once it was run on its platform and compared (attention_kernels.py).
+AUTO = {"cpu": "structured", "gpu": "structured", "tpu": "structured"}
 BLOCK = 384  # queries at most in a block; a layout of no more tokens is one
 GAP = 64  # unseen keys in a row that are worth leaving out between seen ones
 
@@ -47,7 +53,8 @@ def attention(
     """[B, L, N, H] in the query's dtype: what each query reads from the tokens it may see.
 
     `implementation` is one of IMPLEMENTATIONS; queries at traced `slots` (decoding) are few, what
-    they see is not known while tracing, and they always go by xla. UserError for an unknown one.
+    they see is not known while tracing, and they always go by xla. UserError for an unknown one,
+    and for a kernel that the platform does not have.
     The softmax is float32; S is the layout's length. With K < N, N / K queries share a key head
     (grouped-query attention, Ainslie et al. 2023). A query that may see nothing gets zeros, and
     finite gradients; with `unseeing="mean"` it gets the mean of all values, as in flax (Octo).
@@ -55,27 +62,46 @@ def attention(
     if implementation not in IMPLEMENTATIONS:
         raise plugin.UserError(plugin.unknown("attention", implementation, IMPLEMENTATIONS))
     heads, key_heads = query.shape[2], key.shape[2]
-    seen = visibility.mask(layout, rules)  # [S, S]
+    rules_see = visibility.mask(layout, rules)  # [S, S]
     blocks: tuple[Block, ...] = ()
     if isinstance(slots, jax.Array):
-        seen = jnp.asarray(seen)[slots]
+        implementation, rules_see = "xla", jnp.asarray(rules_see)[slots]
     else:
         places = np.arange(layout.length) if slots is None else slots
-        seen = seen[places]
+        rules_see = rules_see[places]
         if implementation == "auto":
-            implementation = "structured" if len(places) > BLOCK else "xla"
+            implementation = auto(mesh.platform(), len(places))
         if implementation == "structured":
-            blocks = _blocks(seen, layout.time[places], whole=unseeing == "mean")
+            blocks = _blocks(rules_see, layout.time[places], whole=unseeing == "mean")
         elif implementation == "chunked":
-            blocks = _blocks(seen, np.zeros(len(places)), whole=True)
-    seen = jnp.logical_and(jnp.asarray(seen)[None], valid[:, None, :])  # [B, L, S]
+            blocks = _blocks(rules_see, np.zeros(len(places)), whole=True)
+    seen = jnp.logical_and(jnp.asarray(rules_see)[None], valid[:, None, :])  # [B, L, S]
     query = query * np.asarray(query.shape[-1] ** -0.5, query.dtype)
+    if implementation in kernels.KERNELS:
+        mixed = kernels.run(implementation, query, key, value, rules_see, valid)
+        return _unseeing(mixed, value, seen, unseeing)
     query = query.reshape(*query.shape[:2], key_heads, heads // key_heads, -1)  # [B, L, K, G, H]
     if blocks:
         mixed = _by_blocks(blocks, unseeing, query, key, value, seen)
     else:
         mixed = _over_all(query, key, value, seen, unseeing)
     return mixed.reshape(*mixed.shape[:2], heads, -1)  # [B, L, N, H]
+
+
+def auto(platform: str, queries: int) -> str:
+    """What `auto` stands for on a platform: one that was run there, or that runs anywhere."""
+    if queries <= BLOCK:
+        return "xla"
+    return AUTO[platform] if platform in AUTO else "structured"
+
+
+def _unseeing(mixed: jax.Array, value: jax.Array, seen: jax.Array, unseeing: str) -> jax.Array:
+    """`mixed` [B, L, N, H] where a query may see something, elsewhere what `unseeing` says."""
+    empty = jnp.zeros((), mixed.dtype)
+    if unseeing == "mean":
+        mean = jnp.mean(value, axis=1, keepdims=True, dtype=jnp.float32)  # [B, 1, K, H]
+        empty = jnp.repeat(mean, mixed.shape[2] // mean.shape[2], axis=2).astype(mixed.dtype)
+    return jnp.where(jnp.any(seen, -1)[..., None, None], mixed, empty)
 
 
 def _over_all(query, key, value, seen, unseeing: str) -> jax.Array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -111,9 +111,48 @@ def constrain(x: jax.Array, *axes: str | Sequence[str] | None) -> jax.Array:
         return x
     spec = []
     for size, axis in zip(x.shape, axes):
-        names = (
-            BATCH if axis == "batch" else (axis,) if isinstance(axis, str) else tuple(axis or ())
-        )
+        names = _names(axis)
         ways = math.prod(mesh.shape[name] for name in names)
         spec.append(names if ways > 1 and size % ways == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def split(
+    function: Callable[..., jax.Array],
+    axes: Sequence[Sequence[str | None]],
+    out: Sequence[str | None],
+    arrays: Sequence[jax.Array],
+) -> jax.Array:
+    """function(*arrays), each device by itself on its part: for kernels, which XLA cannot cut.
+
+    `axes` names the axes of each array, and `out` those of the answer, as in `constrain`. A name is
+    dropped everywhere if some axis that bears it does not divide. Without a current mesh, or on
+    one device, the function is called as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*arrays)
+    named = [pair for x, names in zip(arrays, axes) for pair in zip(x.shape, names) if pair[1]]
+    whole = {
+        axis for size, axis in named if size % math.prod(mesh.shape[name] for name in _names(axis))
+    }
+
+    def spec(names):
+        return PartitionSpec(*(None if axis in whole else _names(axis) or None for axis in names))
+
+    # Kernels do not say over which axes their answers vary, so nobody can check it.
+    parted = jax.shard_map(
+        function, in_specs=tuple(map(spec, axes)), out_specs=spec(out), check_vma=False
+    )
+    return parted(*arrays)
+
+
+def platform() -> str:
+    """What the current mesh's devices are ("cpu", "gpu", "tpu"); without one, jax's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _names(axis: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes that a name of `constrain` stands for."""
+    return BATCH if axis == "batch" else (axis,) if isinstance(axis, str) else tuple(axis or ())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +21,7 @@ from jax._src import (
 )
 
 from vla_jax import plugin
-from vla_jax.parallel import launchers, watch
+from vla_jax.parallel import endings, launchers, watch
 
 HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` comes before
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
@@ -28,7 +30,6 @@ HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is 
 
 PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
 SHOWN = 5  # differences of a process that are spelled out
-MISTAKE = 2  # exit code of a command that ends with a UserError, on every host
 NAMES = "vla_jax/name"  # / number: what a process is called
 
 _watch: watch.Watch | None = None
@@ -96,8 +97,9 @@ def _await_address(host: str) -> None:
 def together() -> Iterator[None]:
     """Joins the others for the work in the block: none of them waits for one that is gone.
 
-    When a process dies or its block raises, the others say which and why, and end with exit code
-    `watch.LOST`, after a UserError with `MISTAKE`: again, it would end the same. See `watch.py`.
+    When a process dies, the others say which, and end with exit code `watch.LOST`. When its block
+    raises they say why, and end with its own code, `endings.MISTAKE` after a UserError and
+    `watch.FAILED` after any other: begun again, it would end the same. See `watch.py`.
     """
     global _watch
     initialize()
@@ -109,6 +111,7 @@ def together() -> Iterator[None]:
         address = tell(_watch.address if first() else "")
         if not first():
             _watch = watch.Watch(jax.process_index(), host, address)
+        atexit.register(_watch.linger)
     try:
         yield
     except BaseException as error:
@@ -126,8 +129,11 @@ def note_error(kind: type | None, error: BaseException | None, _) -> None:
     if isinstance(error, KnownToAll) and _watch is not None:
         _watch.leave()
     elif error is not None and _watch is not None:
-        code = MISTAKE if isinstance(error, plugin.UserError) else watch.LOST
-        _watch.failed(f"{kind.__name__}: {error}", code)
+        mistake = isinstance(error, plugin.UserError)
+        said = f"vla: {error}\n" if mistake else "".join(traceback.format_exception(error))
+        _watch.failed(
+            f"{kind.__name__}: {error}", endings.MISTAKE if mistake else watch.FAILED, said
+        )
 
 
 def tell(text: str) -> str:
@@ -219,7 +225,7 @@ def beginning_together(program: Any, what: str) -> Callable[..., Any]:
 
 def name() -> str:
     """What people are told this process is."""
-    return f"process {jax.process_index()} (host {socket.gethostname()}, pid {os.getpid()})"
+    return watch.name(jax.process_index())
 
 
 def first() -> bool:

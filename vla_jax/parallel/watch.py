@@ -6,6 +6,11 @@ program of its own, of the standard library alone: it lives on when its process 
 aborts. Process 0's watcher listens, the others' connect to it; they exchange lines of JSON. A
 process is gone when its connection closes without a word, and when nothing came for `SILENCE`
 seconds: a host that lost its power closes nothing.
+
+A process that ends by an error of its own takes its leave: it says why and with which code it ends,
+and the others end with that code too, for launchers take the highest code of all, or any. It waits
+until that is said; in a container the watcher ends with it. Process 0 ends last, since the death of
+jax's coordinator aborts the others (134).
 """
 
 from __future__ import annotations
@@ -22,10 +27,18 @@ import sys
 import threading
 import time
 
+FAILED = 1  # exit code of a process that ends with a traceback, and of those that it takes along
 LOST = 76  # exit code of a process that ends because another one is gone; 75 is "preempted"
 SILENCE = 20.0  # seconds without a sign of life
 TICK = 0.5
 PATIENCE = 2.0  # an error is told this late: it may be but the echo of another process's death
+GRACE = 3.0  # and then it has so long to end
+FAREWELL = 5.0  # seconds that process 0 waits for the ends of the others
+
+
+def name(number: int) -> str:
+    """What people are told that process `number`, this one, is."""
+    return f"process {number} (host {socket.gethostname()}, pid {os.getpid()})"
 
 
 class Watch:
@@ -36,8 +49,7 @@ class Watch:
     ):
         token, port = address.split("@") if address else (secrets.token_hex(8), 0)
         settings = dict(number=number, host=host, port=int(port), token=token, silence=silence)
-        settings["name"] = f"process {number} (host {socket.gethostname()}, pid {os.getpid()})"
-        settings["parent"] = os.getpid()
+        settings |= dict(name=name(number), parent=os.getpid())
         self._watcher = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -45,6 +57,7 @@ class Watch:
             text=True,
         )
         self.address = f"{token}@{self._watcher.stdout.readline().strip()}"
+        self._code, self._unsaid, self._told = None, "", threading.Event()
         threading.Thread(target=self._obey, name="watch", daemon=True).start()
 
     @property
@@ -58,9 +71,31 @@ class Watch:
         with contextlib.suppress(OSError):  # the watcher has ended
             self._watcher.stdin.close()
 
-    def failed(self, why: str, code: int = LOST) -> None:
-        """This process is about to end with an error: the others end too, with `code`."""
+    def failed(self, why: str, code: int = FAILED, unsaid: str = "") -> None:
+        """This process is about to end with an error: the others end too, with `code`.
+
+        `unsaid` (a traceback) is written to stderr if it must end before `linger` is called.
+        """
+        self._code, self._unsaid = code, unsaid
         self._say(f"failed {code} " + " ".join(why.split())[:500])
+
+    def linger(self) -> None:
+        """Ends a process that has failed, once the others know; does nothing for another.
+
+        For `atexit`, when all has been said. Its error may yet prove to be the echo of another
+        process's death: then it ends as one that is left.
+        """
+        if self._code is None:
+            return
+        self._unsaid = ""
+        self._told.wait(PATIENCE + FAREWELL + GRACE)
+        self._end(self._code)  # jax's own farewell would wait for the others
+
+    def _end(self, code: int) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # the watcher has ended
@@ -69,9 +104,13 @@ class Watch:
 
     def _obey(self) -> None:
         for line in self._watcher.stdout:
-            word, _, code = line.partition(" ")
-            if word == "gone":
-                os._exit(int(code))  # the main thread may wait for the dead process for ever
+            word, _, code = line.strip().partition(" ")
+            if word == "told":
+                self._told.set()
+            elif word == "gone":  # the main thread may wait for the dead process for ever
+                sys.stderr.write(self._unsaid)
+                self._end(int(code))
+        self._told.set()
         self._watcher.wait()
 
 
@@ -86,11 +125,12 @@ class _Peer:
         with contextlib.suppress(OSError):  # read() will find it closed
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def hang_up(self) -> None:
+    def hang_up(self, limit: float) -> None:
         """Closes when the other side has: what still comes would make TCP drop our last words."""
         with contextlib.suppress(OSError):  # a time-out, too
             self.connection.shutdown(socket.SHUT_WR)
-            while self.connection.recv(65536):
+            self.connection.settimeout(max(0.05, limit - time.monotonic()))
+            while self.connection.recv(65536) and time.monotonic() < limit:
                 pass
 
     def read(self) -> list[dict] | None:
@@ -148,9 +188,7 @@ class _Watcher:
                 elif silence > self.settings["silence"] and not peer.left:
                     self._gone(peer.name, f"nothing heard of it for {silence:.0f} s")
             if self.failure and now > self.failure[0]:
-                self._tell(failed=self.failure[1], code=self.failure[2])
-                for peer in self._known():
-                    peer.hang_up()
+                self._take_leave(*self.failure[1:])
                 return
 
     def _done(self) -> bool:
@@ -236,28 +274,55 @@ class _Watcher:
                 code, _, why = rest.partition(" ")
                 self.failure = (time.monotonic() + PATIENCE, why, int(code))
 
+    def _take_leave(self, why: str, code: int) -> None:
+        """Tells the others that our process has failed, and sees to its end."""
+        self._tell(failed=why, code=code)
+        if self.settings["number"] == 0:
+            self._see_off()
+        with contextlib.suppress(OSError):
+            print("told", flush=True)
+        if not self._await_end(GRACE):
+            text = f"vla: {self.settings['name']} failed ({why}) and does not end by itself; it is"
+            print(f"{text} ended with exit code {code}.", file=sys.stderr, flush=True)
+            self._end_parent(code)
+        self._see_off()
+
+    def _see_off(self) -> None:
+        """Returns when the others' watchers have closed, which they do after their processes."""
+        limit = time.monotonic() + FAREWELL
+        for peer in self._known():
+            peer.hang_up(limit)
+
     def _gone(self, name: str, why: str, code: int = LOST) -> None:
         """Says so here and to the others, and ends the process that it belongs to."""
         self._tell(gone=name, why=why, code=code)
+        if code != LOST and self.settings["number"] == 0:
+            self._see_off()
         if not self.left:
             text = f"vla: {name} is gone: {why}. {self.settings['name']} ends too, with exit code "
-            text += f"{code}."
             if code == LOST:
-                text += " Give the same command again on every host: the run goes on from its last "
-                text += "checkpoint."
+                text += f"{code}. Give the same command again on every host: the run goes on from "
+                text += "its last checkpoint."
+            else:
+                text += f"{code}: begun again, it would end the same."
             print(text, file=sys.stderr, flush=True)
-            with contextlib.suppress(OSError):
-                print(f"gone {code}", flush=True)
-            self._end_parent()
+            self._end_parent(code)
         sys.exit(0)
 
-    def _end_parent(self) -> None:
-        limit = time.monotonic() + 5
+    def _end_parent(self, code: int) -> None:
+        with contextlib.suppress(OSError):
+            print(f"gone {code}", flush=True)
+        if not self._await_end(5.0):
+            os.kill(self.settings["parent"], signal.SIGKILL)
+
+    def _await_end(self, seconds: float) -> bool:
+        """Whether our process has ended within `seconds`."""
+        limit = time.monotonic() + seconds
         while os.getppid() == self.settings["parent"]:
             if time.monotonic() > limit:
-                os.kill(self.settings["parent"], signal.SIGKILL)
-                return
+                return False
             time.sleep(0.05)
+        return True
 
 
 if __name__ == "__main__":

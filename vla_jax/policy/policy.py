@@ -76,7 +76,7 @@ class Policy:
             spaces=self.spaces,
             text_tokenizer=self.text_tokenizer,
             proprio_constants=build.constants(self.normalizer),
-        )
+        ).plain()  # a robot's computer is another than the one it was trained on
         device = jax.local_devices()[0]
         self._variables = jax.device_put(loaded.variables, device)
         self._sample = jax.jit(

@@ -3,7 +3,8 @@
 Matmuls and convolutions of the traced forward pass are counted, a scan's body as often as it runs
 (XLA's own count takes it once). A train_step is three forward passes of what is trained, the
 convention of PaLM (Chowdhery et al. 2022, appendix B); recomputation (remat) and frozen encoders
-count nothing, attention counts with the pairs that are computed.
+count nothing, attention counts with the pairs that are computed (by a kernel: that its stand-in
+in XLA's operations computes).
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def forward(
     config: config_lib.TrainConfig, network, variables: Any, stream: str, batch: Any
 ) -> dict[str, float]:
     """{module path, without its collection: operations} of a stream's forward pass."""
+
+    network = network.plain()  # what a kernel does cannot be counted from outside
 
     def run(variables, batch):
         uses = config.streams[stream].heads

@@ -63,10 +63,10 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         train_step = program.train_step(config, network, objectives, run)
         lowered = program.lower(train_step, run, batches)
         compiled = lowered.compile(compiler_options=None if real else QUICK)
-    memory = _memory(run.abstract, compiled, batches, mesh)
+    memory = exact_memory(run.abstract, batches, mesh) | _program_memory(compiled)
     sent = census.collectives(compiled.as_text(), len(found))
     work = flops_lib.train_step(config, network, size, run.variables, batches)
-    times = _times(config, chip, len(found), work, memory, sent)
+    least = times(config, chip, len(found), work, memory, sent)
     held = memory["program_bytes"]
     return {
         "mesh": dict(mesh.shape),
@@ -81,7 +81,7 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         "collectives": sent,
         "train_step_flops": sum(work.values()),
         "flops_by_part": work,
-        **times,
+        **least,
         **_sure(config, origin, real),
     }
 
@@ -104,20 +104,26 @@ def _tpu_devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device] |
         ) from error
 
 
-def _memory(state: Any, compiled: Any, batches: Any, mesh: Mesh) -> dict[str, float]:
-    """Bytes per device of the state's parts, and of the whole program while it runs."""
+def exact_memory(state: Any, batches: Any, mesh: Mesh) -> dict[str, int]:
+    """Bytes per device of a state's parts (shapes with shardings) and of its rows of a batch."""
 
     def held(tree: Any) -> int:
         leaves = jax.tree.leaves(tree)
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * _item(x) for x in leaves)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * item_bytes(x) for x in leaves)
 
-    ways = arrays.shards(mesh)
-    found = compiled.memory_analysis()
+    rows = sum(math.prod(x.shape) * item_bytes(x) for x in jax.tree.leaves(batches))
     return {
         "parameter_bytes": held((state.trained, state.frozen)),
         "optimizer_bytes": held(state.opt_state),
         "ema_bytes": held(state.ema),
-        "batch_bytes": sum(math.prod(x.shape) * _item(x) for x in jax.tree.leaves(batches)) // ways,
+        "batch_bytes": rows // arrays.shards(mesh),
+    }
+
+
+def _program_memory(compiled: Any) -> dict[str, int]:
+    """Bytes per device of the whole program while it runs."""
+    found = compiled.memory_analysis()
+    return {
         "temporary_bytes": found.temp_size_in_bytes,
         # The state's new values take the old ones' place where they are donated.
         "program_bytes": found.argument_size_in_bytes
@@ -143,14 +149,14 @@ def _sure(config: config_lib.TrainConfig, origin: str, real: bool) -> dict[str, 
     return {"exact": exact, "indicative": [*indicative, "temporary_bytes", "program_bytes", "fits"]}
 
 
-def _item(leaf: Any) -> int:
-    """Bytes of a number; a random key's are its words'."""
+def item_bytes(leaf: Any) -> int:
+    """Bytes of a leaf's number; a random key's are its words'."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf.dtype.itemsize
     return np.dtype(leaf.dtype).itemsize
 
 
-def _times(config, chip, count: int, work: dict, memory: dict, sent: dict) -> dict:
+def times(config, chip, count: int, work: dict, memory: dict, sent: dict) -> dict:
     """The roofline: seconds that arithmetic, memory and network each take at least."""
     rate = chip.flops if config.model.dtype == "bfloat16" else chip.flops_float32
     if rate is None:

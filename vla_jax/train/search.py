@@ -1,14 +1,16 @@
 """Which mesh, remat and batch size a config would do best with on chips that are not there.
 
-    meshes of the devices ─▶ state fits? (exact, nothing compiled) ─▶ batch sizes, small to large
-        ─▶ remat, least first ─▶ plan.make ─▶ ranked by the roofline's least time per sample
+    meshes x batch sizes x remat ─▶ bounds from shapes (train/bounds.py) ─▶ what cannot fit is out
+        ─▶ the most promising is compiled (plan.make); what it rules out is out ─▶ the next, …
+        ─▶ ranked by the roofline's least time per sample
 
-What cannot win is not compiled: more remat where less fits (it only adds operations), and a larger
-batch where a smaller one does not fit with all remat. The rest takes one compilation each.
+Each compilation rules out: more remat where less fits (it only adds operations), larger batches and
+less remat where it did not fit, and whatever cannot be as fast. A number of them is the end.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -20,14 +22,35 @@ import jax
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
-from vla_jax.models import synthetic
-from vla_jax.nn import trunk
 from vla_jax.parallel import chips
-from vla_jax.parallel import mesh as meshes
-from vla_jax.train import plan, smoke, start
+from vla_jax.train import bounds, plan
 
-REMAT = tuple(trunk.REMAT)  # of config.model.trunk.remat, from keeping all to keeping nothing
+COMPILATIONS = 8
+ROUNDING = 1 + 1e-9
 TENSOR = 8  # more ways than this never pay: a matmul's pieces become thin
+Note = Callable[[dict[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What may be compiled, and what it takes at least."""
+
+    mesh: dict[str, int]
+    factor: int  # of the config's batch sizes
+    remat: str
+    bound: bounds.Bound
+
+    def needless(self, tried: Candidate, outcome: str, best: float) -> str | None:
+        """Why this one need not be compiled, after `tried`; `best`: the least s per sample yet."""
+        if self.mesh == tried.mesh:
+            less = bounds.REMAT.index(self.remat) <= bounds.REMAT.index(tried.remat)
+            if outcome == "refused" and self.factor == tried.factor:
+                return "refused"
+            if outcome == "fits" and self.factor == tried.factor and not less:
+                return "not needed"
+            if outcome == "does not fit" and self.factor >= tried.factor and less:
+                return "cannot fit"
+        return "not as fast" if self.bound.least_s / self.factor > best * ROUNDING else None
 
 
 def search(
@@ -36,44 +59,92 @@ def search(
     found: Sequence[jax.Device],
     *,
     factors: Sequence[int] = (1,),
+    compilations: int = COMPILATIONS,
     seconds: float = math.inf,
-    note: Callable[[dict[str, Any]], None] = lambda row: None,
+    note: Note = lambda row: None,
 ) -> dict[str, Any]:
-    """{"rows": what was tried, best first, "counts": {outcome: number}, "search_s"}.
+    """{"rows": what was found out, best first, "counts": {outcome: number}, "compilations", …}.
 
-    `factors` multiply every stream's batch size; after `seconds` no further compilation begins;
-    `note` takes each row as it comes. A row's `outcome` is "fits", "does not fit", "state does not
-    fit", "refused" (with `why`), "not needed" or "no time"; the last two are counted alone.
+    `factors` multiply every stream's batch size; after `compilations`, or `seconds`, no further one
+    begins. A row's `outcome` is "fits", "does not fit" (both compiled), "state does not fit" or
+    "refused" (with `why`); the counts also have "cannot fit", "not needed", "not as fast" and "not
+    tried". `note` takes each row as it comes; before the first compilation one whose outcome is "to
+    try", with `candidates` and `at_most`.
     """
-    begin, rows, counts = time.monotonic(), [], dict[str, int]()
+    if compilations < 1:
+        raise plugin.UserError(f"plan: got {compilations} compilations, expected 1 or more")
+    begin = time.monotonic()
+    rows, counts = [], collections.Counter[str]()
 
-    def add(outcome: str, mesh: dict, remat: Any, factor: int, **more: Any) -> str:
-        counts[outcome] = counts.get(outcome, 0) + 1
-        row = {"outcome": outcome, "mesh": mesh, "remat": remat, "batch_factor": factor, **more}
-        if outcome not in ("not needed", "no time"):
-            rows.append(row)
-            note(row)
-        return outcome
+    def add(row: dict[str, Any]) -> None:
+        counts[row["outcome"]] += 1
+        rows.append(row)
+        note(row)
 
-    for mesh in shapes(len(found), config.mesh):
-        outcome = _state(config, chip, found, mesh, factors)
-        if outcome is not None:
-            add(outcome.pop("outcome"), mesh, None, 0, **outcome)
-            continue
-        too_large = False
-        for factor in sorted(factors):
-            done = ""
-            for remat in REMAT:
-                if too_large or done in ("fits", "refused"):
-                    add("not needed", mesh, remat, factor)
-                elif time.monotonic() - begin > seconds:
-                    done = add("no time", mesh, remat, factor)
-                else:
-                    figures = _tried(changed(config, mesh, remat, factor), chip, found)
-                    done = add(figures.pop("outcome"), mesh, remat, factor, **figures)
-            too_large = too_large or done == "does not fit"
+    pending = _candidates(config, chip, found, factors, add, counts)
+    at_most = min(compilations, len(pending))
+    note({"outcome": "to try", "candidates": len(pending), "at_most": at_most})
+    used, best, excess = 0, math.inf, 0.0
+    while pending and used < compilations and time.monotonic() - begin <= seconds:
+        chosen = min(pending, key=lambda each: _promise(each, chip, excess))
+        row = _tried(config, chip, found, chosen)
+        outcome = row["outcome"]
+        if outcome != "refused":  # which it is before XLA begins
+            used += 1
+            row["compilation"] = f"{used}/{at_most}"
+        if outcome == "fits" and row["s_per_sample"] is not None:
+            best = min(best, row["step_lower_bound_s"] / chosen.factor)
+        if "temporary_bytes" in row:
+            more = row["temporary_bytes"] - chosen.bound.kept_bytes
+            excess = max(excess, more / chosen.factor)
+        add(row)
+        pending.remove(chosen)
+        reasons = [each.needless(chosen, outcome, best) for each in pending]
+        counts.update(filter(None, reasons))
+        pending = [each for each, reason in zip(pending, reasons) if reason is None]
+    counts["not tried"] += len(pending)
     rows.sort(key=_rank)
-    return {"rows": rows, "counts": counts, "search_s": round(time.monotonic() - begin, 1)}
+    return {
+        "rows": rows,
+        "counts": {outcome: number for outcome, number in counts.items() if number},
+        "compilations": used,
+        "search_s": round(time.monotonic() - begin, 1),
+    }
+
+
+def _candidates(config, chip: chips.Chip, found, factors, add: Note, counts) -> list[Candidate]:
+    """What shapes alone do not rule out; `add` takes a row of each mesh that they do."""
+    limits, made = bounds.Bounds(config, chip, found, factors), []
+    memory = math.inf if chip.memory is None else chip.memory
+    for mesh in shapes(len(found), config.mesh):
+        row = {"mesh": mesh, "remat": None, "batch_factor": 0}
+        try:
+            state = limits.of(mesh, bounds.REMAT[-1], min(factors)).state_bytes
+        except plugin.UserError as error:
+            add({"outcome": "refused", **row, "why": str(error)})
+            continue
+        if state > memory:
+            why = f"{state / 2**30:.2f} GiB of state"
+            add({"outcome": "state does not fit", **row, "why": why})
+            continue
+        for factor, remat in itertools.product(sorted(factors), bounds.REMAT):
+            bound = limits.of(mesh, remat, factor)
+            if bound.program_bytes > memory:
+                counts["cannot fit"] += 1
+            else:
+                made.append(Candidate(mesh=mesh, factor=factor, remat=remat, bound=bound))
+    return made
+
+
+def _promise(each: Candidate, chip: chips.Chip, excess: float) -> tuple:
+    """Least first: what should fit, by the time and the bytes sent that are to be expected.
+
+    `excess`: by how many bytes programs were over their bound, per multiple of the batch.
+    """
+    held = each.bound.program_bytes + excess * each.factor
+    tight = chip.memory is not None and held > chip.memory
+    sent, expected = each.bound.estimated_sent / each.factor, each.bound.estimated_s / each.factor
+    return tight, expected, sent, bounds.REMAT.index(each.remat), each.factor
 
 
 def shapes(count: int, given: config_lib.MeshConfig) -> Iterator[dict[str, int]]:
@@ -92,21 +163,6 @@ def shapes(count: int, given: config_lib.MeshConfig) -> Iterator[dict[str, int]]
         if tensor <= TENSOR and rest % (tensor * fsdp) == 0:
             data = rest // (tensor * fsdp)
             yield {"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": sequence}
-
-
-def changed(
-    config: config_lib.TrainConfig, mesh: dict[str, int], remat: Any, factor: int
-) -> config_lib.TrainConfig:
-    """The config with this mesh, remat and multiple of its batch sizes."""
-    return dataclasses.replace(
-        config,
-        mesh=dataclasses.replace(config.mesh, **mesh),
-        model=dataclasses.replace(config.model, trunk={**config.model.trunk, "remat": remat}),
-        streams={
-            name: dataclasses.replace(stream, batch_size=stream.batch_size * factor)
-            for name, stream in config.streams.items()
-        },
-    )
 
 
 def settings(row: dict[str, Any], config: config_lib.TrainConfig) -> list[str]:
@@ -137,53 +193,31 @@ def text(found: dict[str, Any], config: config_lib.TrainConfig, top: int = 20) -
         good = row["outcome"] == "fits"
         lines.append(line + ("" if good else f"{row['outcome']}: {row.get('why', '')}"[:120]))
     counts = ", ".join(f"{number} {outcome}" for outcome, number in found["counts"].items())
-    lines.append(f"in {found['search_s']:.0f} s: {counts}")
+    spent = f"in {found['search_s']:.0f} s, {found['compilations']} compilations"
+    lines.append(f"{spent}: {counts}")
     if found["rows"] and found["rows"][0]["outcome"] == "fits":
         lines.append(f"the best: {' '.join(settings(found['rows'][0], config))}")
     return "\n".join(lines)
 
 
-def _state(
-    config, chip: chips.Chip, found: Sequence[jax.Device], mesh: dict, factors: Sequence[int]
-) -> dict | None:
-    """Why no batch can be trained on this mesh, from shapes alone; None where one may be."""
-    # The state is the same under every batch size; this one divides wherever one of them does.
-    small = changed(config, mesh, REMAT[-1], math.lcm(*factors))
-    try:
-        held = state_bytes(small, found)
-    except plugin.UserError as error:
-        return {"outcome": "refused", "why": str(error)}
-    if chip.memory is not None and held > chip.memory:
-        return {"outcome": "state does not fit", "why": f"{held / 2**30:.2f} GiB of state"}
-    return None
-
-
-def state_bytes(config: config_lib.TrainConfig, found: Sequence[jax.Device]) -> int:
-    """Bytes of the training state on each device; UserError for what does not fit together."""
-    tokenizer, _ = smoke.text_tokenizer(config)
-    network, _ = smoke.parts(config, tokenizer)
-    mesh = meshes.make(dataclasses.asdict(config.mesh), found)
-    examples = synthetic.examples(config, tokenizer.vocabulary_size)
-    run = start.plan(config, network, examples, mesh)
-    leaves = jax.tree.leaves(run.abstract)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-
-
-def _tried(config, chip: chips.Chip, found: Sequence[jax.Device]) -> dict[str, Any]:
-    """The figures of one compilation."""
+def _tried(config, chip: chips.Chip, found: Sequence[jax.Device], chosen: Candidate) -> dict:
+    """The row of one compilation."""
     begin = time.monotonic()
+    row = {"mesh": chosen.mesh, "remat": chosen.remat, "batch_factor": chosen.factor}
+    made = bounds.changed(config, chosen.mesh, chosen.remat, chosen.factor)
     try:
-        figures = plan.make(config, chip, list(found))
+        figures = plan.make(made, chip, list(found))
     except plugin.UserError as error:
-        return {"outcome": "refused", "why": str(error)}
+        return {"outcome": "refused", **row, "why": str(error)}
     except RuntimeError as error:  # XLA's
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {"outcome": "does not fit", "why": str(error).splitlines()[0][:200]}
-    samples = sum(stream.batch_size for stream in config.streams.values())
+        return {"outcome": "does not fit", **row, "why": str(error).splitlines()[0][:200]}
+    samples = sum(stream.batch_size for stream in made.streams.values())
     bound = figures["step_lower_bound_s"]
     return {
         "outcome": "does not fit" if figures["fits"] is False else "fits",
+        **row,
         "samples": samples,
         "s_per_sample": None if bound is None else bound / samples,
         "sent_bytes": sum(entry["bytes"] for entry in figures["collectives"].values()),

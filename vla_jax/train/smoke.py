@@ -25,6 +25,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin, storage, trees
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.models import build, specs, synthetic
+from vla_jax.nn import attention_kernels
 from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import checkpoint, program, start
@@ -50,6 +51,7 @@ def shrink(config: config_lib.TrainConfig, mesh: Mapping[str, int]) -> config_li
     """The config at its smallest: sizes that the axes of `mesh` divide, float32, no data.
 
     Epsilon of AdamW is large, so that parameters whose true gradient is zero stay where they are.
+    In place of a platform's kernel of attention stands what computes the same anywhere.
     """
     model, depth = _model(config.model, mesh), config.model.trunk["depth"]
     pieces = min(config.optimizer.accumulation, 2)
@@ -90,6 +92,8 @@ def _model(model: config_lib.ModelConfig, mesh: Mapping[str, int]) -> config_lib
     for name, size in dict(head_dim=HEAD_DIM, kv_heads=heads, unroll=1).items():
         if name in trunk:
             trunk[name] = size
+    if "attention" in trunk:
+        trunk["attention"] = attention_kernels.plain(trunk["attention"])
     if "experts" in trunk:
         small = dict(width=width, mlp=2 * width)
         trunk["experts"] = {name: {**spec, **small} for name, spec in trunk["experts"].items()}

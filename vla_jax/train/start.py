@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, trees
+from vla_jax.nn import attention_kernels
 from vla_jax.parallel import mesh as meshes
 from vla_jax.parallel import processes, sharding
 from vla_jax.train import optimizer as optimizers
@@ -66,7 +67,8 @@ def plan(
 ) -> Plan:
     """The plan of a run; `examples` are Batches of the config's shapes (values do not matter).
 
-    UserError for tables that do not fit the parameters and batches that do not divide.
+    UserError for tables that do not fit the parameters, batches that do not divide, and a kernel of
+    attention that the mesh's devices do not have.
     """
     check_batches(config, mesh)
 
@@ -74,6 +76,8 @@ def plan(
         return dict(model.init(jax.random.key(config.seed), examples))
 
     with meshes.use(mesh):
+        if "attention" in config.model.trunk:
+            attention_kernels.check(config.model.trunk["attention"], config.model.dtype)
         variables = jax.eval_shape(init)
         optimizer = optimizers.make(config.optimizer, config.steps, variables)
 

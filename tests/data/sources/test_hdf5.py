@@ -1,5 +1,6 @@
 """HDF5 of LIBERO, robomimic and ALOHA: what h5py finds there, through the seams of every format."""
 
+import json
 import pathlib
 import pickle
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.data.sources.hdf5_files import T, actions, picture, write_aloha, write_libero
 from vla_jax import plugin
+from vla_jax.cli import main as cli
 from vla_jax.data import convert, images, recordings
 from vla_jax.data.sources import hdf5
 
@@ -40,10 +42,9 @@ def test_libero_is_found_and_read_as_it_is_stored(tmp_path):
     assert recordings.length(raw, 0) == T
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_libero_in_our_nouns(tmp_path, turned):
+def test_libero_in_our_nouns(tmp_path):
     path = write_libero(tmp_path / "a_demo.hdf5")
-    table, read = hdf5.recorded(path, standardizer=LIBERO, turned=turned)
+    table, read = hdf5.recorded(path, standardizer=LIBERO)
     assert (len(table), table.name, table.embodiment) == (3, "a_demo", "franka")
     assert list(table.ids) == [f"a_demo/demo_{i}" for i in range(3)]
     grip = np.where(np.arange(T) % 2, 0.0, 1.0)  # -1 opens: 1
@@ -53,8 +54,7 @@ def test_libero_in_our_nouns(tmp_path, turned):
     assert list(table.language) == ["put the bowl on the möbel"]
     reader = pickle.loads(pickle.dumps(read))
     shown = reader("wrist", 2, [2 * T + 4])[0]
-    stored = picture(2, 4, 5)
-    np.testing.assert_array_equal(shown, stored[::-1, ::-1] if turned else stored)
+    np.testing.assert_array_equal(shown, picture(2, 4, 5)[::-1, ::-1])  # it is stored upside down
     again, _ = hdf5.recorded(path, standardizer=LIBERO)
     assert again.fingerprint() == table.fingerprint()
 
@@ -83,7 +83,8 @@ def test_aloha(tmp_path, compress):
     high = raw.episode(1, ["steps/observations/images/cam_high"])
     high = high["steps/observations/images/cam_high"]
     assert high.shape == (10, 16, 16, 3)
-    table, read = hdf5.recorded(tmp_path / "aloha", standardizer=ALOHA, channels="bgr")
+    row = ALOHA | (dict(bgr=True) if compress else {})
+    table, read = hdf5.recorded(tmp_path / "aloha", standardizer=row)
     assert table.step.tolist() == [0, 5] * 4 and not table.language
     np.testing.assert_allclose(table.proprio["arms"][2:4, 0], [1.0, 1.5])
     np.testing.assert_allclose(table.action[2:4, 13], [-1.0, -0.5])
@@ -104,7 +105,7 @@ def test_conversion_to_rlds_keeps_the_row(tmp_path):
     new, read = recordings.recorded(out, standardizer=LIBERO)
     np.testing.assert_array_equal(new.action, old.action)
     assert list(new.language) == list(old.language)
-    np.testing.assert_array_equal(images.decode(read("primary", 1, [T + 3])[0]), picture(1, 3))
+    np.testing.assert_array_equal(read("primary", 1, [T + 3])[0], picture(1, 3)[::-1, ::-1])
 
 
 def broken(file):
@@ -156,8 +157,6 @@ def test_files_that_are_no_such_thing(tmp_path):
     (tmp_path / "y.hdf5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(plugin.UserError, match="y.hdf5: not a whole HDF5 file"):
         recordings.raw(tmp_path / "y.hdf5")
-    with pytest.raises(plugin.UserError, match="channels: unknown 'grb'"):
-        hdf5.recorded(tmp_path / "y.hdf5", standardizer=LIBERO, channels="grb")
     assert not hdf5.is_at(tmp_path / "no.hdf5") and not hdf5.is_at(tmp_path / "nowhere")
 
 
@@ -171,23 +170,37 @@ def test_a_file_behind_a_url(tmp_path):
         far, read = hdf5.recorded("memory://hdf5_far/a_demo.hdf5", standardizer=LIBERO)
         near, _ = hdf5.recorded(path, standardizer=LIBERO)
         np.testing.assert_array_equal(far.action, near.action)
-        np.testing.assert_array_equal(read("primary", 1, [T + 2])[0], picture(1, 2))
+        np.testing.assert_array_equal(read("primary", 1, [T + 2])[0], picture(1, 2)[::-1, ::-1])
     finally:
         system.rm("/hdf5_far", recursive=True)
 
 
-def test_splits_that_share_episodes_are_converted_one_by_one(tmp_path):
+def test_of_splits_that_share_episodes_train_is_converted_and_that_is_said(tmp_path, capsys):
     def masks(file):
         file["mask/train"] = np.asarray([b"demo_0", b"demo_2"])
         file["mask/valid"] = np.asarray([b"demo_1"])
 
-    path, given = write_libero(tmp_path / "a_demo.hdf5", change=masks), dict(to="rlds", workers=0)
-    with pytest.raises(
-        plugin.UserError, match="'train' and 'all' both hold a_demo/demo_0.*--split"
-    ):
-        convert.convert(path, tmp_path / "new", progress=False, **given)
-    done = convert.convert(path, tmp_path / "new", progress=False, split="train", **given)
-    assert done["splits"] == {"train": 2}
+    path, out = write_libero(tmp_path / "a_demo.hdf5", change=masks), str(tmp_path / "new")
+    command = ["data", "convert", path, "--to", "rlds", "--workers", "0", "--out"]
+    assert cli.main([*command, out]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["splits"] == {"train": 2}
+    assert "train alone was written; --split names another: valid, all" in told.err
+    assert recordings.recorded(out, standardizer=LIBERO)[0].action[T, 0] == 2
+    assert cli.main([*command, f"{out}_all", "--split", "all"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["splits"] == {"all": 3} and "alone" not in told.err
+
+
+def test_overlapping_splits_without_train_are_named(tmp_path):
+    def masks(file):
+        file["mask/good"] = np.asarray([b"demo_0", b"demo_2"])
+        file["mask/better"] = np.asarray([b"demo_2"])
+        file["mask/train"] = np.asarray([], "S6")
+
+    path = write_libero(tmp_path / "a_demo.hdf5", change=masks)
+    with pytest.raises(plugin.UserError, match="both hold a_demo/demo_2.*--split"):
+        convert.convert(path, tmp_path / "new", to="rlds", workers=0, progress=False)
 
 
 def test_instructions_of_each_step_stay_those_of_each_step(tmp_path):

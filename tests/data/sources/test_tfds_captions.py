@@ -1,6 +1,8 @@
 """Captioned pictures in TFDS folders: against what was written, and against TFDS' own layout."""
 
+import gzip
 import json
+import pathlib
 import pickle
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from tests.data.conftest import Words, example, leaf, tree
 from tests.data.sources import test_image_text as pictures
 from vla_jax import plugin
-from vla_jax.data.sources import _tfrecord, tfds_captions
+from vla_jax.data.sources import _files, _tfrecord, tfds_captions
 from vla_jax.types import SourceContext
 
 
@@ -132,3 +134,42 @@ def test_what_is_wrong_is_named(tmp_path):
     shard.write_bytes(data[:-9])
     with pytest.raises(plugin.UserError, match="00001-of-00002"):
         make(path, holdout=0.0).sample(11, np.random.default_rng(0))
+
+
+def compress(path) -> list[pathlib.Path]:
+    shards = sorted(pathlib.Path(path).glob("*.tfrecord-*"))
+    for shard in shards:
+        shard.write_bytes(gzip.compress(shard.read_bytes()))
+    return shards
+
+
+def test_compressed_shards_are_unpacked_once_and_read_by_record(tmp_path):
+    path = write(tmp_path / "web")
+    plain = make(path, holdout=0.0, index_dir=str(tmp_path / "plain"))
+    rows = [plain.sample(i, np.random.default_rng(1)) for i in range(12)]
+    compress(path)
+    index = str(tmp_path / "packed")
+    packed = pickle.loads(pickle.dumps(make(path, holdout=0.0, index_dir=index)))
+    for i in (0, 11, 5):
+        np.testing.assert_equal(packed.sample(i, np.random.default_rng(1)), rows[i])
+    copies = sorted((tmp_path / "packed").rglob("*.plain"))
+    assert len(copies) == 2
+    copies[0].unlink()  # somebody tidied up
+    again = make(path, holdout=0.0, index_dir=index)
+    np.testing.assert_equal(again.sample(3, np.random.default_rng(1)), rows[3])
+    assert sorted((tmp_path / "packed").rglob("*.plain")) == copies
+
+
+def test_a_compressed_shard_that_is_broken_or_has_no_place(tmp_path, monkeypatch):
+    path = write(tmp_path / "web")
+    shard = compress(path)[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(plugin.UserError, match="train.tfrecord-00001-of-00002: broken GZIP"):
+        make(path)
+    assert not [p for p in tmp_path.rglob("*00001*.plain*")]
+    shard.write_bytes(whole)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(_files, "writable", lambda place: False)
+    with pytest.raises(plugin.UserError, match="compressed by GZIP.*index_dir="):
+        make(path, index_dir=str(tmp_path / "other"))

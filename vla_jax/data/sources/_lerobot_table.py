@@ -161,7 +161,7 @@ def _row(
     episode = dataclasses.replace(
         episode,
         cameras=episode.cameras or cameras,
-        metadata={**facts, **said, **episode.metadata},
+        metadata={episodes_lib.RATE: folder.fps, **facts, **said, **episode.metadata},
     )
     frames = {}
     for view, name in views.items():

@@ -73,6 +73,27 @@ class Reading:
         return repr(dataclasses.replace(self, index_dir=None))
 
 
+def part_of(context, path, shares: np.ndarray, holdout: float, of="pictures") -> np.ndarray:
+    """Bool [S], the samples of the context's part: training, or what is held out.
+
+    Args:
+      context: SourceContext; `train` says which part.
+      path: of the data, for messages.
+      shares: [S] in [0, 1), hashes of what the samples are called.
+      holdout: those below it are held out.
+      of: what the samples are.
+
+    Raises UserError where none is left.
+    """
+    inside = (shares < holdout) != context.train
+    if not inside.any():
+        raise plugin.UserError(
+            f"{context.name}: {len(shares)} {of} at {path!r}, none of them in the "
+            f"{'training' if context.train else 'held-out'} part (holdout={holdout})"
+        )
+    return inside
+
+
 def blank_targets(context, names, regions: int) -> tuple[dict, dict]:
     """(targets, target_masks) of the named targets, all masked out; W, T from `context`, K regions.
 

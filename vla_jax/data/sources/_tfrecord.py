@@ -113,6 +113,16 @@ def places(file: _files.File) -> list[tuple[int, int]]:
     return found
 
 
+def whole(path: _files.Path) -> list[tuple[int, int]]:
+    """The same of a shard that is read from end to end, under GZIP, too; UserError at a bad one."""
+    found = []
+    for offset, data in scan(path):
+        if isinstance(data, plugin.UserError):
+            raise data
+        found.append((offset, len(data)))
+    return found
+
+
 def record(file: _files.File, number: int, offset: int, length: int) -> bytes:
     """One record's data, its CRC checked; UserError for another."""
     data = file.read(offset, length + FOOTER)

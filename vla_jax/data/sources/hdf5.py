@@ -19,7 +19,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import robot
+from vla_jax.data import looks, robot
 from vla_jax.data.sources import (
     _files,
     _hdf5_folder,
@@ -31,7 +31,6 @@ from vla_jax.data.sources._hdf5_folder import Folder
 from vla_jax.types import SourceContext
 
 DEBUG: dict = {}
-CHANNELS = ("rgb", "bgr")
 is_at = _hdf5_folder.is_at
 
 
@@ -41,8 +40,6 @@ def make(
     path: str,
     standardizer: str | Mapping = "native",
     split: str = "train",
-    channels: str = "rgb",
-    turned: bool = False,
     index_dir: str | None = None,
     **reading: robot.Reading,
 ) -> robot.RobotRows:
@@ -53,10 +50,6 @@ def make(
       path: a file, or the folder that they lie in.
       standardizer: ``dict(type="oxe", row="libero_hdf5")``, "aloha_hdf5", or rows of your own.
       split: one of robomimic's filter keys; without them `train` is all there is.
-      channels: the order of the colours in encoded pictures. OpenCV encodes what it takes for BGR:
-        files that act-plus-plus compressed hold RGB, so that any other decoder gives "bgr".
-      turned: turns every picture by 180°: LIBERO's files hold them upside down, and OpenVLA turns
-        them so (its regenerate_libero_dataset.py, and at every evaluation).
       index_dir: where the table of numbers is kept, if not beside the data, in
         $VLA_JAX_INDEX_DIR, or, where neither can be written, in the user's cache.
       reading: holdout, steps, language, augment, …: see robot.Reading.
@@ -75,8 +68,6 @@ def make(
         path,
         standardizer=standardizer,
         split=split,
-        channels=channels,
-        turned=turned,
         bad_samples=made.bad_samples,
         index_dir=index_dir,
     )
@@ -93,18 +84,13 @@ def recorded(
     *,
     standardizer: str | Mapping = "native",
     split: str = "train",
-    channels: str = "rgb",
-    turned: bool = False,
     bad_samples: str = "error",
     index_dir: str | None = None,
 ) -> tuple[episodes_lib.Episodes, episodes_lib.FrameReader]:
     """(the table of all episodes of a split, the reader of its images); UserError as `make`."""
-    for name, value, known in (
-        ("channels", channels, CHANNELS),
-        ("bad_samples", bad_samples, _rlds_table.BAD_SAMPLES),
-    ):
-        if value not in known:
-            raise plugin.UserError(plugin.unknown(f"{path}: {name}", value, known))
+    if bad_samples not in _rlds_table.BAD_SAMPLES:
+        known = _rlds_table.BAD_SAMPLES
+        raise plugin.UserError(plugin.unknown(f"{path}: bad_samples", bad_samples, known))
     folder = _hdf5_folder.open_folder(path)
     spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
     where = f"{folder.path} {split}"
@@ -113,7 +99,7 @@ def recorded(
     of = {"path": folder.path, "split": folder.split(split), "bad_samples": bad_samples}
     of |= {"spec": spec, "row": _rlds_table.described(reads), "code": _rlds_table.code(reads)}
     own = sorted(pathlib.Path(__file__).parent.glob("*hdf5*.py"))
-    of |= {"own": [file.read_text() for file in own], "look": [channels, turned]}
+    of |= {"own": [file.read_text() for file in own]}
     of["stamps"] = [(file, s.size, s.version) for file, s in sorted(folder.stamps.items())]
     told = json.dumps(of, sort_keys=True, default=repr).encode()
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
@@ -123,7 +109,7 @@ def recorded(
 
     kept = os.path.join(_place(folder, index_dir), f"{key}.safetensors")
     table = episodes_lib.unpack(where, *_rlds_table.kept(kept, make_table))
-    return table, _Reader(folder, table, views, channels == "bgr", turned)
+    return table, looks.upright(table, _Reader(folder, table, views))
 
 
 def _place(folder: Folder, index_dir: str | None) -> str:
@@ -184,31 +170,10 @@ class _Reader:
     fingerprint.
     """
 
-    def __init__(
-        self,
-        folder: Folder,
-        table: episodes_lib.Episodes,
-        views: Mapping[str, str],
-        swapped: bool,
-        turned: bool,
-    ):
+    def __init__(self, folder: Folder, table: episodes_lib.Episodes, views: Mapping[str, str]):
         self.folder, self.table, self.views = folder, table, views
-        self.swapped, self.turned = swapped, turned
 
     def __call__(self, view: str, episode: int, rows: Sequence[int]) -> list[bytes | np.ndarray]:
         name, offset = self.views[view], self.table.frames[view].offset
         number, steps = int(self.table.record[episode]), [int(offset[row]) for row in rows]
-        stored = self.folder.pictures(number, name, steps)
-        where = f"{self.folder.places[number]}: {name}"
-        return [
-            self._looked(data, f"{where}, step {step}")
-            for step, data in zip(steps, stored, strict=True)
-        ]
-
-    def _looked(self, data: bytes | np.ndarray, where: str) -> bytes | np.ndarray:
-        encoded = isinstance(data, bytes)
-        if not self.turned and not (encoded and self.swapped):
-            return data
-        image = _hdf5_raw.picture(data, where)
-        image = image[..., ::-1] if encoded and self.swapped else image
-        return np.ascontiguousarray(image[::-1, ::-1] if self.turned else image)
+        return self.folder.pictures(number, name, steps)

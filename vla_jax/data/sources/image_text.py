@@ -178,12 +178,7 @@ def make(context, *, path: str | Sequence[str], **reading: Reading) -> ImageText
     made = Reading.make(context.name, reading)
     shards = _tar.Shards(_tar.find(context.name, path), made.index_dir)
     _check_pairs(shards)
-    samples = np.flatnonzero((shards.share < made.holdout) != context.train)
-    if not len(samples):
-        raise plugin.UserError(
-            f"{context.name}: {len(shards)} pictures at {path!r}, none of them in the "
-            f"{'training' if context.train else 'held-out'} part (holdout={made.holdout})"
-        )
+    samples = np.flatnonzero(_picture_row.part_of(context, path, shards.share, made.holdout))
     return ImageText(context, shards, samples, made)
 
 

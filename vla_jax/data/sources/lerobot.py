@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import robot
+from vla_jax.data import looks, robot
 from vla_jax.data.sources import (
     _lerobot_columns,
     _lerobot_folder,
@@ -90,7 +90,7 @@ def recorded(
     if spec == {"type": "native"}:
         spec = dict(folder.standardizer or _refuse(folder))
     table, sources = _lerobot_table.open_table(folder, split, spec, bad_samples, index_dir)
-    return table, _Reader(folder, table, sources, tolerance)
+    return table, looks.upright(table, _Reader(folder, table, sources, tolerance))
 
 
 def _refuse(folder: _lerobot_folder.Folder) -> Mapping:

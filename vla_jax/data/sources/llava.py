@@ -224,12 +224,9 @@ def make(context, *, path: str | Sequence[str], images: str, **reading: Reading)
         turns = found["turns"][~bare]
         rows.append(np.concatenate([np.full((len(turns), 1), number), turns], axis=1))
         shares.append(found["share"][~bare])
-    samples = np.concatenate(rows)[(np.concatenate(shares) < made.holdout) != context.train]
-    if not len(samples):
-        raise plugin.UserError(
-            f"{context.name}: {sum(map(len, rows))} questions in {path!r}, none of them in the "
-            f"{'training' if context.train else 'held-out'} part (holdout={made.holdout})"
-        )
+    share = np.concatenate(shares)
+    inside = _picture_row.part_of(context, path, share, made.holdout, "questions")
+    samples = np.concatenate(rows)[inside]
     return Llava(context, files, samples, _files.normal(images), made, left_out)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import robot
+from vla_jax.data import looks, robot
 from vla_jax.data.sources import _files, _index_build, _rlds_folder, _rlds_raw, _rlds_table
 from vla_jax.types import SourceContext
 
@@ -86,7 +86,8 @@ def recorded(
     table, shards, files = _rlds_table.open_table(folder, split, spec, bad_samples, index_dir)
     stamps = [s.stamp if s.path == file else None for s, file in zip(shards, files)]
     reader = _RangeReader if folder.file_format == "tfrecord" else _Reader
-    return table, reader(table, [folder.reader(*pair) for pair in zip(files, stamps)])
+    read = reader(table, [folder.reader(*pair) for pair in zip(files, stamps)])
+    return table, looks.upright(table, read)
 
 
 def index(path: str, *, index_dir: str | None = None, workers: int | None = None) -> dict:

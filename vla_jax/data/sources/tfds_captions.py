@@ -5,7 +5,7 @@
 
 coco_captions, laion400m and the like have that form; of a data set with other names, say them. Rows
 are those of image_text.py. Where each record lies is noted once, from the headers of the records
-alone, beside the data or where RLDS indexes lie.
+alone, beside the data or where RLDS indexes lie. A shard under GZIP is unpacked there, once.
 """
 
 from __future__ import annotations
@@ -54,14 +54,21 @@ class Reading(image_text.Reading):
 class Captions(image_text.ImageText):
     """An IndexedSource of a TFDS data set's captioned pictures; `make` says what it is made of."""
 
-    def captions(self, index: int) -> tuple[str, ...]:
-        """All captions of a record; UserError when it has none."""
-        sample, found = int(self._samples[index]), []
-        columns = self._shards.columns(sample)
+    def spoken(self, index: int) -> tuple[str, ...]:
+        """The captions of a record, of which there may be none."""
+        found, columns = [], self._shards.columns(int(self._samples[index]))
         for name in self._reading.captions:
             texts = columns.get(name, [])
             found += [texts] if isinstance(texts, str) else texts
-        lines = tuple(line for text in found if (line := " ".join(str(text).split())))
+        return tuple(line for text in found if (line := " ".join(str(text).split())))
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 [height, width, 3] as it is stored; UserError for a broken or absent one."""
+        return self._picture(int(self._samples[index]))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of a record; UserError when it has none."""
+        sample, lines = int(self._samples[index]), self.spoken(index)
         if not lines:
             raise plugin.UserError(
                 f"{self._shards.where(sample)}: no caption: {list(self._reading.captions)} are "
@@ -100,13 +107,26 @@ def make(context, *, path: str, split: str = "train", **reading: Reading) -> Cap
     folder = _rlds_folder.open_folder(path, of_episodes=False)
     made = dataclasses.replace(made, captions=_named(folder, made))
     records = Records(folder, split, (made.image, *made.captions), made.index_dir)
-    samples = np.flatnonzero((records.share < made.holdout) != context.train)
-    if not len(samples):
-        raise plugin.UserError(
-            f"{context.name}: {len(records)} pictures at {path!r}, none of them in the "
-            f"{'training' if context.train else 'held-out'} part (holdout={made.holdout})"
-        )
+    samples = np.flatnonzero(_picture_row.part_of(context, path, records.share, made.holdout))
     return Captions(context, records, samples, made)
+
+
+def found_in(folder: Folder) -> tuple[str, tuple[str, ...]] | None:
+    """(the feature with the picture, those with captions) that a reader finds by itself.
+
+    Where the features have other names: the first of each kind. None of a data set of another form.
+    """
+    features = folder.features
+    pictures = [name for name, f in features.items() if f.kind == "image" and not f.rank]
+    spoken = _spoken(folder)
+    if not pictures or not spoken or any(name.startswith("steps/") for name in features):
+        return None
+    usual = tuple(name for name in CAPTIONS if name in spoken)
+    return (Reading.image if Reading.image in pictures else pictures[0]), usual or spoken[:1]
+
+
+def _spoken(folder: Folder) -> tuple[str, ...]:
+    return tuple(n for n, f in folder.features.items() if f.dtype == "string" and f.rank < 2)
 
 
 def texts(
@@ -132,8 +152,7 @@ def _named(folder: Folder, reading: Reading) -> tuple[str, ...]:
         pictures = [name for name, f in folder.features.items() if f.kind == "image"]
         where = f"{folder.path}: image (one picture per record)"
         raise plugin.UserError(plugin.unknown(where, reading.image, pictures))
-    features = folder.features
-    spoken = [name for name, f in features.items() if f.dtype == "string" and f.rank < 2]
+    spoken = _spoken(folder)
     found = tuple(name for name in reading.captions if name in spoken)
     if not found:
         where = f"{folder.path}: captions"
@@ -152,7 +171,9 @@ class Records:
         self._folder, self._names = folder, tuple(names)
         pieces = folder.pieces(split)
         self._shards = _index_build.shards(folder, {p.path: p.count for p in pieces}, index_dir)
-        places = [_places(folder, shard) for shard in self._shards]
+        found = [_places(folder, shard) for shard in self._shards]
+        places = [where for where, _ in found]
+        self._files = [(path, _files.stat(path)) for _, path in found]  # that are read
         known = {shard.path: i for i, shard in enumerate(self._shards)}
         chosen = [(known[p.path], np.arange(p.first, p.last)) for p in pieces]
         self._shard = np.concatenate([np.full(len(n), i, np.int32) for i, n in chosen])
@@ -198,8 +219,8 @@ class Records:
         return self._held.columns
 
     def _record(self, sample: int) -> bytes:
-        shard, number = self._shards[self._shard[sample]], int(self._number[sample])
-        reader = _reader(self._folder, shard, os.getpid())
+        number, file = int(self._number[sample]), self._files[self._shard[sample]]
+        reader = _reader(*file, self._folder.file_format, os.getpid())
         if self._folder.file_format != "tfrecord":
             return reader.record(number)
         return _tfrecord.record(reader.file, number, *self._place[sample].tolist())
@@ -211,37 +232,51 @@ def _bytes(spans: _example.Spans, data: bytes) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def _reader_of(path: str, stamp: _files.Stamp, file_format: str, process: int):
+def _reader(path: str, stamp: _files.Stamp, file_format: str, process: int):
     del process
     return _rlds_folder.READERS[file_format].Reader(path, stamp)
 
 
-def _reader(folder: Folder, shard: _index_build.Shard, process: int):
-    return _reader_of(shard.path, shard.stamp, folder.file_format, process)
+def _places(folder: Folder, shard: _index_build.Shard) -> tuple[np.ndarray, str]:
+    """(int64 [records, 2], the offset and length of each in a file, that file).
 
-
-def _places(folder: Folder, shard: _index_build.Shard) -> np.ndarray:
-    """int64 [records, 2], (offset, length) of each; zeros where the format finds them itself."""
+    Zeros where the format finds them itself.
+    """
     if folder.file_format != "tfrecord":
-        return np.zeros((shard.count, 2), np.int64)
+        return np.zeros((shard.count, 2), np.int64), shard.path
     told = json.dumps([shard.path, shard.stamp.size, shard.stamp.version])
     key = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     tables = _files.join(_files.parent(shard.target), "tables")
     local = not _files.is_url(tables) and _files.writable(tables)
     place = tables if local else _rlds_table.cached(tables)
+    copy = _files.join(_files.parent(shard.target), f"{_files.name(shard.path)}-{key[:16]}.plain")
 
     def make() -> tuple[dict, dict]:
         file = _files.File(shard.path, shard.stamp)
-        if _tfrecord.is_gzip(file):
-            raise plugin.UserError(
-                f"{shard.path}: compressed by GZIP, where no record can be found alone; unpack it"
-            )
-        found = np.asarray(_tfrecord.places(file), np.int64).reshape(-1, 2)
+        packed = _tfrecord.is_gzip(file)
+        if packed:
+            _check_writable(shard, copy)
+        found = _tfrecord.whole(shard.path) if packed else _tfrecord.places(file)
         _rlds_folder.check_count(shard.path, len(found), shard.count)
-        return {"places": found}, {}
+        return {"places": np.asarray(found, np.int64).reshape(-1, 2)}, {"packed": packed}
 
-    arrays, _ = _rlds_table.kept(os.path.join(place, f"records-{key}.safetensors"), make)
-    return np.asarray(arrays["places"])
+    arrays, about = _rlds_table.kept(os.path.join(place, f"records-{key}.safetensors"), make)
+    if not about["packed"]:
+        return np.asarray(arrays["places"]), shard.path
+    if not _files.is_file(copy):
+        _check_writable(shard, copy)
+        packed = _files.File(shard.path, shard.stamp)
+        _files.write(copy, lambda local: _tfrecord.unpack(packed, local))
+    return np.asarray(arrays["places"]), copy
+
+
+def _check_writable(shard: _index_build.Shard, copy: str) -> None:
+    if not _files.writable(_files.parent(copy)):
+        raise plugin.UserError(
+            f"{shard.path}: compressed by GZIP, where no record can be read alone, and "
+            f"{_files.parent(copy)}, where its unpacked copy would lie, cannot be written; name a "
+            f"folder that can: index_dir=, or the environment {_index_build.ENVIRONMENT}"
+        )
 
 
 def _shares(path: str, numbers: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ KINDS: dict[str, tuple] = {  # of a row's fields
     **dict.fromkeys(("action", "episode_id"), (str, Sequence)),
     "language": (str, Sequence, type(None)),
     **dict.fromkeys(("stride", "drop_first", "drop_last"), (int,)),
+    **dict.fromkeys(episodes.LOOKS, (bool, str, Sequence)),
 }
 
 
@@ -34,11 +35,15 @@ class Row:
       views: view -> image column.
       action: the action vector, in the order of the action space's groups.
       proprio: group of the embodiment -> its vector; those that the data set has.
+      turned, bgr: views whose pictures are stored upside down (turned by 180 degrees, as OpenGL
+        has them), or with blue before red (what OpenCV's encoder makes of RGB); True = all views.
+        Whoever reads by this row sees them upright, in red, green and blue.
       language: text column (or "column | utf32", code points padded with 0); several: wordings of
         one instruction, of which a step may lack some; None: the data set has no instructions worth
         the name. An empty text is no instruction.
-      stride: keep every so many steps. An action is then one of those kept: absolute targets and
-        `to_next` stay right, commanded deltas would not add up.
+      stride: keep every so many steps; the rate that the data set says is divided by it. An action
+        is then one of those kept: absolute targets and `to_next` stay right, commanded deltas would
+        not add up.
       drop_first, drop_last: steps to leave out, after the stride.
       derived: a column of your own -> (function, the columns it reads): the way out to Python for
         what no expression says. It is given numpy arrays [T, …] and returns [T, n].
@@ -51,6 +56,8 @@ class Row:
     views: Mapping[str, str]
     action: str | Sequence[str]
     proprio: Mapping[str, str | Sequence[str]] = dataclasses.field(default_factory=dict)
+    turned: bool | str | Sequence[str] = False
+    bgr: bool | str | Sequence[str] = False
     language: str | Sequence[str] | None
     stride: int = 1
     drop_first: int = 0
@@ -114,6 +121,7 @@ class TableStandardizer:
         for view in row.views:
             if view not in VIEWS:
                 raise plugin.UserError(plugin.unknown(f"{where}: views", view, VIEWS))
+        self.looks = _looks(where, row)
         for field, least in (("stride", 1), ("drop_first", 0), ("drop_last", 0)):
             if getattr(row, field) < least:
                 raise plugin.UserError(
@@ -180,6 +188,8 @@ class TableStandardizer:
             language=self._language(columns, length, steps, place),
             embodiment=row.embodiment,
             action_space=row.action_space,
+            looks=self.looks,
+            stride=row.stride,
         )
 
     def _columns(self, columns: Mapping, length: int, where: str) -> dict:
@@ -220,6 +230,18 @@ class TableStandardizer:
             known = [f.removeprefix("steps/") for f in features if f.startswith(prefix)]
             raise plugin.UserError(plugin.unknown(where, column, known))
         return full
+
+
+def _looks(where: str, row: Row) -> dict[str, tuple[str, ...]]:
+    """View -> how its pictures are stored, of those that are not upright RGB."""
+    found: dict[str, tuple[str, ...]] = {}
+    for look in episodes.LOOKS:
+        said = getattr(row, look)
+        for view in (row.views if said else ()) if isinstance(said, bool) else _several(said):
+            if view not in row.views:
+                raise plugin.UserError(plugin.unknown(f"{where}: {look}: view", view, row.views))
+            found[view] = (*found.get(view, ()), look)
+    return found
 
 
 def _several(spec: str | Sequence[str]) -> tuple[str, ...]:

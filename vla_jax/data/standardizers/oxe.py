@@ -417,12 +417,14 @@ ROWS = {
     "libero_object_no_noops": LIBERO,
     "libero_goal_no_noops": LIBERO,
     "libero_10_no_noops": LIBERO,
-    # HDF5 as it is published (data/sources/hdf5.py). LIBERO's pictures stand upside down there:
-    # turned=True. robosuite's grippers command, and ALOHA's hold, as in the rows of RLDS.
+    # HDF5 as it is published (data/sources/hdf5.py). robosuite's grippers command, and ALOHA's
+    # hold, as in the rows of RLDS. LIBERO's pictures are upside down: OpenVLA turns them when it
+    # writes RLDS, and at every evaluation (experiments/robot/libero/libero_utils.py).
     "libero_hdf5": Row(
         embodiment="franka",
         action_space="franka_osc",
         views={"primary": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"},
+        turned=True,
         action=OSC_HDF5,
         proprio={"ee_fingers": ("obs/ee_states", "obs/gripper_states")},
         language="language_instruction",
@@ -441,6 +443,8 @@ ROWS = {
         },
         language=None,
     ),
+    # Pictures that act-plus-plus compressed went to OpenCV's encoder, which takes RGB for BGR: say
+    # bgr=True of those. Others wrote true JPEG, and no byte tells which.
     "aloha_hdf5": Row(
         **ALOHA_HDF5, action_space="aloha_joints", views=ALOHA_HDF5_VIEWS, action="action"
     ),

@@ -228,7 +228,7 @@ class _Shard:
                 place = zip(names, self._videos[key].add(films), strict=True)
                 row |= {f"videos/{key}/{n}": v for n, v in place}
             else:
-                encoded[key] = [lerobot.encode(image) for image in films]
+                encoded[key] = [images.png(image) for image in films]
         counted = {
             "timestamp": (np.arange(length) / plan["fps"]).astype(np.float32),
             "frame_index": np.arange(length),

@@ -14,11 +14,10 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 
 from vla_jax import plugin
-from vla_jax.data import recordings
+from vla_jax.data import images, recordings
 from vla_jax.data.writers import _shards, _tf_example, rlds
 from vla_jax.data.writers._shards import Job, Part
 
@@ -165,15 +164,9 @@ def _encoded(job: Job, leaf: Mapping, raw: recordings.Raw, index: int, length: i
     if leaf["encoding"] == "kept":
         return raw.encoded(index, leaf["from"])
     return [
-        rlds.encode(image) if leaf["encoding"] == "jpeg" else png(image)
+        rlds.encode(image) if leaf["encoding"] == "jpeg" else images.png(image)
         for image in _shards.films(job, raw, index, leaf["from"], length)
     ]
-
-
-def png(image: np.ndarray) -> bytes:
-    """PNG of an uint8 or uint16 [h, w, 1 or 3] picture, exact."""
-    order = np.ascontiguousarray(image[..., ::-1] if image.shape[-1] == 3 else image)
-    return cv2.imencode(".png", order)[1].tobytes()
 
 
 def finish(

@@ -49,9 +49,7 @@ class Part:
 @functools.lru_cache(maxsize=8)
 def source(job: Job, split: str | None) -> recordings.Raw:
     """The episodes of a split as recorded, or as the job's standardizer has them."""
-    if job.standardizer is None:
-        return recordings.raw(job.path, split)
-    return standardized.Standardized(job.path, split, job.standardizer, job.bad_episodes)
+    return standardized.opened(job.path, split, job.standardizer, job.bad_episodes)
 
 
 def chosen(job: Job, raw: recordings.Raw) -> dict[str, Mapping]:

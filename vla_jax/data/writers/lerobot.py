@@ -19,7 +19,6 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,9 +37,7 @@ INDEX = "vla_index"  # of a reader, made anew
 REWRITTEN = ("meta/info.json", "meta/stats.json", "meta/tasks.parquet", SIDECAR)
 
 
-def encode(image: np.ndarray) -> bytes:
-    """PNG of an uint8 [h, w, 3] picture."""
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+encode = images.png  # a picture as episodes hold it until they are written
 
 
 def write(out: str | os.PathLike, episodes: Iterable[Mapping], **options) -> int:

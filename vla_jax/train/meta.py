@@ -44,7 +44,8 @@ class Meta:
     config: config_lib.TrainConfig
     assets: Assets
     provenance: dict[str, Any]
-    seconds: dict[str, float]  # what the run had taken by then, see accounting.Account
+    # What the run had taken by then, see accounting.Account.
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def compare(ours: Assets, theirs: Assets) -> dict[str, bool]:

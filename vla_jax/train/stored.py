@@ -80,6 +80,10 @@ class Loaded(Stored):
 
     variables: dict[str, Any]  # numpy; the moving average where there is one
 
+    def shapes(self) -> dict[str, Any]:
+        """{path: array} of all parameters."""
+        return dict(trees.items(self.variables))
+
 
 def look(folder: str, step: int | None = None) -> Stored:
     """What a run's folder (or one step's) says of itself; see `load` for the errors."""

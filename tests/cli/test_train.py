@@ -84,3 +84,12 @@ def test_a_dry_run_says_everything_and_writes_nothing(bridge, tmp_path, capsys):
     (total,) = (line[0] for line in lines if line[1:2] == ["numbers,"])
     assert int(total.replace(",", "")) == sum(sizes.values())
     assert not out.exists() and list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_mesh_that_is_not_here_says_so(bridge, capsys):
+    words = ["--config", f"configs/debug.py:data={bridge}", *SMALL, "--config.mesh.fsdp=3"]
+    assert cli.main(["train", "--dry-run", *words]) == 0
+    *_, table, end = capsys.readouterr().out.splitlines()
+    assert table.endswith("bytes per device")
+    assert end.startswith("as on ONE device") and "multiple of 3 devices" in end
+    assert "vla plan --topology" in end

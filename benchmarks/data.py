@@ -17,7 +17,9 @@ JSON object:
     rounds                                of each rate with 0, 2, … workers; the best is the rate
     rss_mb                                the process tree's largest, in all of these
     cpu_ms_per_sample                     of all processes: what a busy machine cannot slow down
-    grain_*                               Grain's own mixture of the same sources (--grain)
+    grain_*                               Grain's own mixture of the same sources (--grain), its
+                                          rounds and ours in turns
+    times_grain                           ours / Grain's, of each round; the median
     rss_mb_after                          batches -> the process tree's, --memory
 """
 
@@ -58,6 +60,7 @@ OCTO = {"augmented": 162.0, "plain": 213.0}  # samples/s, measured on two such c
 STANDARDIZER = dict(type="oxe", row="bridge")
 DATA_SETS = 10
 ROUNDS = 3
+AHEAD = 8  # batches, more than any of them keeps ready
 
 
 def main() -> int:
@@ -130,19 +133,25 @@ class Bench:
                 raise plugin.UserError(plugin.unknown("--only", name, rates))
         rates = {name: rates[name] for name in only}
         mixtures = {name: self.mixture(**settings) for name, settings in rates.items()}
-        openers = {"": self.ours}
-        if self.arguments.grain:
-            openers["grain_"] = self.grain
-        found = {}
+        found, compared = {}, {}
         for name, mix in mixtures.items():
-            for prefix, opener in openers.items():
-                ways = [self.rate(f"{prefix}{name}/{w}", opener(mix, w)) for w in self.workers]
-                found[prefix + name] = max(ways, key=statistics.median)
+            for w in self.workers:
+                openers = {f"{name}/{w}": self.ours(mix, w)}
+                if self.arguments.grain:
+                    openers[f"grain_{name}/{w}"] = self.grain(mix, w)
+                rounds = self.in_turns(openers)
+                for way, values in rounds.items():
+                    best = found.setdefault(way.rpartition("/")[0], values)
+                    found[way.rpartition("/")[0]] = max(best, values, key=statistics.median)
+                if self.arguments.grain:
+                    ratios = [ours / theirs for ours, theirs in zip(*rounds.values())]
+                    compared[f"{name}/{w}"] = round(statistics.median(ratios), 3)
         return {
             **{name: round(statistics.median(rounds), 1) for name, rounds in found.items()},
             **({} if self.arguments.only else {"first_batch_s": round(self.first_batch(), 2)}),
             "rss_mb": round(self.peak, 1),
             "rounds": self.rounds,
+            **({"times_grain": compared} if compared else {}),
             "cpu_ms_per_sample": self.cpu,
             "times_octo": {
                 name: round(statistics.median(rounds) / _octo(name), 2)
@@ -222,23 +231,30 @@ class Bench:
         """Grain's own stream of the same sources."""
         return _grain(mix, self.arguments.batch_size, workers)
 
-    def rate(self, name: str, stream) -> list[float]:
-        """Samples/s of each round, after a warm-up in which every worker has begun."""
-        rounds = []
-        with stream as batches:
-            for _ in range(8):
-                next(batches)
-            used, whole = _cpu(), 0
-            for _ in range(ROUNDS):
-                begin, drawn = time.perf_counter(), 0
-                while time.perf_counter() - begin < self.arguments.seconds:
-                    next(batches)
-                    drawn += self.arguments.batch_size
-                rounds.append(drawn / (time.perf_counter() - begin))
-                whole += drawn
-            self.cpu[name] = round(1e3 * (_cpu() - used) / whole, 3)
-            self.rounds[name] = [round(r, 1) for r in rounds]
-            self._rss(batches)
+    def in_turns(self, streams: dict) -> dict[str, list[float]]:
+        """Name -> samples/s of each round; the streams are open together, and one is drawn from.
+
+        Every other round begins with another, so that a machine that slows down favours none.
+        """
+        rounds = {name: [] for name in streams}
+        used, whole = dict.fromkeys(streams, 0.0), dict.fromkeys(streams, 0)
+        with contextlib.ExitStack() as stack:
+            opened = {name: stack.enter_context(stream) for name, stream in streams.items()}
+            for number in range(ROUNDS):
+                for name in list(opened)[:: -1 if number % 2 else 1]:
+                    # What was made ahead, while another was drawn from, is no work of this round.
+                    for _ in range(AHEAD):
+                        next(opened[name])
+                    begin, cpu, drawn = time.perf_counter(), _cpu(), 0
+                    while time.perf_counter() - begin < self.arguments.seconds:
+                        next(opened[name])
+                        drawn += self.arguments.batch_size
+                    rounds[name].append(drawn / (time.perf_counter() - begin))
+                    used[name], whole[name] = used[name] + _cpu() - cpu, whole[name] + drawn
+            for name, batches in opened.items():
+                self.cpu[name] = round(1e3 * used[name] / whole[name], 3)
+                self.rounds[name] = [round(r, 1) for r in rounds[name]]
+                self._rss(batches)
         return rounds
 
     def _rss(self, stream) -> float:

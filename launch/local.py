@@ -7,13 +7,14 @@ Each process gets VLA_COORDINATOR, VLA_PROCESSES and VLA_PROCESS (read by parall
 `--devices` fake CPU devices. Output is forwarded with the process's number in front. When one
 process fails, the others are ended and its exit code is passed on (parallel/endings.py says what
 launchers make of it; this one begins nothing again). SIGTERM is passed on to all: a training saves,
-and ends with exit code 75.
+and ends with exit code 75. With --dry-run the commands are printed, and nothing is started.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -33,12 +34,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices", type=int, default=1, help="fake CPU devices per process")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND …")
     arguments = parser.parse_args(argv)
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command or arguments.processes < 1 or arguments.devices < 1:
         parser.error("expected: local.py --processes N --devices M -- COMMAND …")
     coordinator = f"127.0.0.1:{free_port()}"
+    if arguments.dry_run:
+        for number in range(arguments.processes):
+            print(said(command, coordinator, arguments.processes, number, arguments.devices))
+        return 0
     started = [
         subprocess.Popen(
             command,
@@ -78,6 +84,13 @@ def environment(coordinator: str, processes: int, number: int, devices: int) -> 
         "VLA_PROCESS": str(number),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def said(command: list[str], coordinator: str, processes: int, number: int, devices: int) -> str:
+    """The line for a shell that starts process `number`."""
+    made = environment(coordinator, processes, number, devices)
+    new = [f"{key}={value}" for key, value in made.items() if os.environ.get(key) != value]
+    return shlex.join(["env", *new, *command])
 
 
 def free_port() -> int:

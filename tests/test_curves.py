@@ -1,14 +1,17 @@
 """Twenty train_steps of two streams: the same curve on every mesh, and nearly so in bfloat16."""
 
 import dataclasses
+import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from tests import launched
 from vla_jax import config as config_lib
 from vla_jax.models import synthetic
-from vla_jax.parallel import arrays
+from vla_jax.parallel import arrays, processes
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import program, smoke, start
 
@@ -32,12 +35,19 @@ def curve(mesh, dtype: str = "float32") -> np.ndarray:
     with meshes.use(mesh):
         plan = start.plan(config, network, synthetic.examples(config, size), mesh)
         train_step = program.train_step(config, network, objectives, plan)
-        state = start.fresh(plan)
+        train_step = processes.beginning_together(train_step, "the first train_step")
+        state = jax.block_until_ready(start.fresh(plan))
         for number in range(STEPS):
             batches = synthetic.batches(config, size, start=number)
+            batches = {name: of_host(batch, mesh) for name, batch in batches.items()}
             state, metrics = train_step(state, arrays.global_batch(batches, mesh))
             found.append([float(metrics[name][0]) for name in ("loss", "gradient_norm")])
     return np.asarray(found)
+
+
+def of_host(batch, mesh):
+    """The rows of a batch that this process's devices own."""
+    return jax.tree.map(lambda x: x[arrays.rows_of_host(mesh, len(x))], batch)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +61,29 @@ def alone():
 @pytest.mark.parametrize("name", MESHES)
 def test_the_same_curve_on_every_mesh(alone, name):
     np.testing.assert_allclose(curve(meshes.make(MESHES[name]))[:, 0], alone[:, 0], rtol=1e-5)
+
+
+# `fsdp` goes over both processes, so that parameters, gradients and rows do.
+TOGETHER = """
+import json, sys
+from tests import test_curves
+from vla_jax.parallel import mesh as meshes, processes
+with processes.together():
+    made = meshes.make(dict(data=1, fsdp=4, tensor=2))
+    found = test_curves.curve(made).tolist()
+    if processes.first():
+        print("found", json.dumps(found), len(made.local_devices), made.size, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_same_curve_on_two_processes_of_four_devices(alone):
+    done = launched.local(2, sys.executable, "-c", TOGETHER, devices=4, timeout=1500)
+    (line,) = [x for x in done.stdout.splitlines() if x.startswith("[0] found")] or [done.stdout]
+    found, end = json.JSONDecoder().raw_decode(line.removeprefix("[0] found "))
+    assert line[len("[0] found ") + end :].split() == ["4", "8"] and done.returncode == 0
+    np.testing.assert_allclose(np.asarray(found)[:, 0], alone[:, 0], rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -161,7 +161,20 @@ METHODS = (
     "iterdir makedirs symlink_to hardlink_to"
 ).split()
 OF_PATHS = ("is_file", "is_dir", "exists", "glob", "stat")  # storage has the first two as well
-PLACES = ("train/", "cli/", "evals/report.py", "evals/rollouts.py", "evals/pictures.py")
+# Folders and files all of whose paths are on this machine, and why.
+WITHIN = {
+    "storage.py": "the door itself",
+    "plugin.py": "files of this package",
+    "data/sources/_files.py": "the door for byte ranges",
+    "data/writers/": "the spool's `out` is storage.local",
+    "data/convert.py": "its --out is storage.local; hashes of this package's code",
+    "data/cache.py": "cache.path is storage.local",
+    "data/mapped.py": "temporary files of this process",
+    "data/runs.py": "temporary files of this host",
+    "data/pages.py": "templates of this package",
+    "data/sources/_emoji.py": "its root is storage.local",
+    "models/importers/_folder.py": "vla import's folder is storage.local",
+}
 # (file, function): what it opens is on this machine by its nature
 LOCAL = {
     ("train/agree.py", "on_start"): "the code of this package",
@@ -179,6 +192,18 @@ LOCAL = {
     ("train/writers/wandb.py", "__init__"): "its own local files; none for a bucket",
     ("cli/main.py", "keep_compiled"): "the compile cache of this machine",
     ("cli/main.py", "_cpu"): "/proc",
+    ("cli/main.py", "main"): "/dev/null",
+    ("data/dump.py", "save"): "the local file that storage.write hands it",
+    ("data/recordings.py", "_nothing"): "URLs have been answered above",
+    ("data/sources/_lerobot_table.py", "open_table"): "the code of this package",
+    ("data/sources/_rlds_table.py", "kept"): "a local folder; `cached` gives one for a URL",
+    ("data/sources/_rlds_table.py", "code"): "the code of standardizers",
+    ("data/sources/_rlds_table.py", "_own_code"): "the code of this package",
+    ("data/sources/_tar.py", "_matching"): "URLs are matched below",
+    ("data/sources/_tfrecord.py", "unpack"): "writes a local copy of what _files.File reads",
+    ("data/sources/_tfrecord.py", "scan"): "unpacks what _files.File reads",
+    ("data/sources/hdf5.py", "recorded"): "the code of this package",
+    ("data/standardizers/_table.py", "_source"): "the code of a standardizer's functions",
 }
 
 
@@ -194,7 +219,7 @@ def goes_round(path: str, source: str) -> list[str]:
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
             of = called.value.id if isinstance(getattr(called, "value", None), ast.Name) else ""
             plain = isinstance(called, ast.Name) and name == "open"
-            pathlike = of not in ("storage", "statistics_file") and name in (
+            pathlike = of not in ("storage", "statistics_file", "_files") and name in (
                 *METHODS,
                 *OF_PATHS,
                 *(("replace", "open", "link") if of in ("os", "io", "gzip") else ()),
@@ -208,16 +233,46 @@ def goes_round(path: str, source: str) -> list[str]:
     return found
 
 
+def test_what_must_be_local_is_refused_as_a_url(tmp_path, monkeypatch):
+    """A pathlib.Path of a URL is a folder called "gs:" where the program was started."""
+    from vla_jax.data import cache, convert
+    from vla_jax.data.sources import collage
+    from vla_jax.data.writers import lerobot, rlds
+    from vla_jax.models.importers import octo
+
+    monkeypatch.chdir(tmp_path)
+    for attempt in (
+        lambda: cache.Settings.make("bridge", dict(path="gs://bucket/cache")),
+        lambda: convert.convert("absent", "gs://bucket/made", to="rlds"),
+        lambda: collage.texts(root="gs://bucket/emoji", archives=("twemoji",)),
+        lambda: rlds.Writer("gs://bucket/made"),
+        lambda: lerobot.Writer("gs://bucket/made"),
+        lambda: octo.read("gs://bucket/octo-small"),
+    ):
+        with pytest.raises(plugin.UserError, match="got gs://.*expected a local path"):
+            attempt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_fetched_for_a_library_that_opens_names(root):
+    path = storage.join(root, "a.bin")
+    storage.write(path, b"0123456789")
+    with storage.fetched(path) as local:
+        assert pathlib.Path(local).read_bytes() == b"0123456789"
+    assert os.path.exists(local) != storage.is_url(root), "a copy goes, the file itself stays"
+
+
 def test_nothing_of_a_run_is_opened_another_way():
     root, found = PROJECT / "vla_jax", []
     for file in sorted(root.rglob("*.py")):
         path = file.relative_to(root).as_posix()
-        if path.startswith(PLACES):
+        if not path.startswith(tuple(WITHIN)):
             found += goes_round(path, file.read_text())
     assert not found, "\n".join(found)
 
 
 def test_the_exceptions_are_there():
+    assert all((PROJECT / "vla_jax" / path).exists() for path in WITHIN)
     for path, function in LOCAL:
         names = {
             node.name

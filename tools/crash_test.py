@@ -185,7 +185,8 @@ class Test:
             launcher.wait(timeout=120)
             done = max(losses(run)[before:])
         left, wrong = newest(run), unreadable(run)
-        where = KINDS[not saving(run) <= stale]
+        begun = [int(name.split(".")[0]) for name, _ in saving(run) - stale]
+        where, during = KINDS[bool(begun)], max(0, done - max(begun)) if begun else 0
         say(f"kill {number}: process {victim}, {where} {begin} -> {done}, saved {left}, {wrong=}")
         if done >= self.steps:
             raise SystemExit(f"{run} has come to its end before kill {number}")
@@ -194,7 +195,7 @@ class Test:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(run, copy)
         found = dict(begin=begin, done=done, saved=left, lost=done - left, where=where)
-        return dict(found, victim=victim, wrong=wrong)
+        return dict(found, during=during, victim=victim, wrong=wrong)
 
     def rarer(self, number: int) -> str:
         """The kind of which fewer kills have been followed as kill `number` will be."""

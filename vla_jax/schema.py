@@ -239,6 +239,7 @@ class TrainConfig:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     compiler: CompilerConfig = dataclasses.field(default_factory=CompilerConfig)
     workers: int = 0  # data processes per stream; 0 = in this one
+    patience: float = 900.0  # seconds until a process that lives but does not move on ends the run
     accept_changed_data: bool = False  # a resumed run goes on at its n with another mixture
     writers: tuple[str, ...] = ("jsonl", "tensorboard")
     log_every: int = 50

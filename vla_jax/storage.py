@@ -11,6 +11,7 @@ fsspec keeps its file systems by process.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pathlib
@@ -18,7 +19,7 @@ import posixpath
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from vla_jax import plugin
@@ -170,6 +171,22 @@ def reader(path: Path) -> BinaryIO:
         system, inside = system_of(path)
         return system.open(inside, "rb")
     return open(normal(path), "rb")
+
+
+@contextlib.contextmanager
+def fetched(path: Path) -> Iterator[str]:
+    """The name of a local file with the content of `path`: its own, or a copy that goes at the end.
+
+    For libraries that open names. UserError where a URL has no such file.
+    """
+    if not is_url(normal(path)):
+        yield normal(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, name(path))
+        with reader(path) as file, open(copy, "wb") as out:
+            shutil.copyfileobj(file, out, 2**24)
+        yield copy
 
 
 def missing(path: Path) -> plugin.UserError:

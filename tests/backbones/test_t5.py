@@ -2,6 +2,7 @@
 
 import json
 import math
+import uuid
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from vla_jax import plugin, trees, types
+from vla_jax import plugin, storage, trees, types
 from vla_jax.backbones import t5
 from vla_jax.models import pretrained
 
@@ -239,6 +240,18 @@ def test_half_precision_and_either_name_of_the_table(tmp_path):
     safetensors.save_file(arrays, tmp_path / "two.safetensors")
     with pytest.raises(plugin.UserError, match="shared.weight.*differ"):
         t5.from_safetensors(tmp_path / "two.safetensors")
+
+
+def test_weights_in_a_bucket(tmp_path):
+    safetensors.save_file(foreign(drawn(SIZES)["params"]), tmp_path / "m.safetensors")
+    url, data = f"memory://{uuid.uuid4().hex}/t5", (tmp_path / "m.safetensors").read_bytes()
+    storage.write(f"{url}/model.safetensors", data)
+    same(t5.from_safetensors(url).params, drawn(SIZES)["params"])
+    storage.write(f"{url}/model.safetensors", data[:-3])
+    with pytest.raises(plugin.UserError, match=f"memory.*{len(data) - 3} bytes that are no whole"):
+        t5.from_safetensors(f"{url}/model.safetensors")
+    with pytest.raises(plugin.UserError, match="no config.json of a T5"):
+        t5.config_from_hf(url)
 
 
 QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"

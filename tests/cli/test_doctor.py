@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from tests.data.conftest import episode, write_folder
+from tests.data.sources.hdf5_files import write_libero
 from vla_jax.cli import main as cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -81,6 +82,20 @@ def test_lerobot_through_rows_of_ones_own(fixtures_dir, tmp_path, capsys):
     )
     assert any("4 of 7 dims never change" in m for m in told)
     assert code == 0 and report["numbers"]["reference"]["xyz"]["commanded_delta"] > 0.2
+
+
+def test_hdf5(tmp_path, capsys):
+    def black(file):
+        file["data/demo_1/obs/agentview_rgb"][:] = 0
+
+    path = write_libero(tmp_path / "a_demo.hdf5", change=black)
+    words = [path, "--standardizer", "oxe:libero_hdf5", "--action-horizon", 2]
+    code, lines, report = examine(capsys, *words)
+    assert lines[0].endswith("3 episodes, 21 steps")
+    (black,) = [f for f in report["findings"] if "black" in f["message"]]
+    assert black["check"] == "cameras" and "view primary" in black["message"]
+    assert "33.3%" in black["message"] and black["remedy"] in " ".join(lines)
+    assert report["numbers"]["time"] and report["numbers"]["gripper"]
 
 
 def test_an_error_ends_with_one(tmp_path, capsys):

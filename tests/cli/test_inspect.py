@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import episode, write_folder
+from tests.data.sources import hdf5_files
+from tests.data.sources import lerobot_sets as sets
 from vla_jax.cli import main as cli
 
 
@@ -53,6 +55,43 @@ def test_the_contact_sheet_shows_what_was_recorded(folder, tmp_path, capsys):
     seen = [[int(picture[y, x, 0]) for x in columns] for y in rows]
     assert np.abs(np.subtract(seen, expected)).max() <= 2, seen
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arm_data", "sheet.png"]
+
+
+def lerobot_video(path):
+    return sets.write_v21(path)
+
+
+def lerobot_images(path):
+    return sets.write_v30(path)
+
+
+def libero(path):
+    def one_camera(file):
+        for demo in file["data"].values():
+            del demo["obs/eye_in_hand_rgb"]
+
+    return hdf5_files.write_libero(path.with_suffix(".hdf5"), 4, change=one_camera)
+
+
+@pytest.mark.parametrize(
+    "write, level",
+    [
+        (lerobot_video, lambda e, t: sets.picture(e, t)[8, 8]),
+        (lerobot_images, lambda e, t: sets.picture(e, t)[8, 8]),
+        (libero, lambda e, t: hdf5_files.picture(e, t)[8, 8]),
+    ],
+)
+def test_the_contact_sheet_of_other_formats(write, level, tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    words = [write(tmp_path / "data"), "--sheet", str(out), "--rows", "2", "--columns", "4"]
+    assert cli.main(["data", "inspect", *words]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["sheet"] == str(out) and len(found["splits"]["train"]["cameras"]) == 1
+    picture = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    # The first and the last of 4 episodes, 4 of 7 steps; a tile's middle is the picture's.
+    seen = [[picture[y, x] for x in (70, 202, 334, 466)] for y in (120, 270)]
+    expected = [[level(e, t) for t in (0, 2, 4, 6)] for e in (0, 3)]
+    assert np.abs(np.subtract(seen, expected)).max() <= 2, seen
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,10 @@ def test_a_finished_file_is_what_training_uses(config, tmp_path, capsys):
     assert code == 0
     code, named, _ = run(capsys, *train, f"--config.normalizer.stats={out}")
     assert code == 0 and named.splitlines()[-1] == whole.splitlines()[-1]
+    assert "statistics computed from the training episodes\narm_data action" in whole
+    assert f"statistics of {out}, content {summary['content'][:16]}\narm_data action" in named
+    reports = [t.split("\narm_data action", 1)[1].split("\n\n")[0] for t in (whole, named)]
+    assert reports[0] == reports[1] and "arm_data proprio/hand: " in reports[0]
     code, _, error = run(
         capsys, *train, f"--config.normalizer.stats=('{out}',)", "--config.streams.robot.window=2"
     )

@@ -1,12 +1,14 @@
 """`vla train`, from disk to an action: the debug config on real data, and what a dry run says."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 
 from vla_jax.cli import main as cli
-from vla_jax.data import images
+from vla_jax.data import engine, images
 from vla_jax.data.sources import rlds
 
 SMALL = (
@@ -63,6 +65,62 @@ def test_debug_config_from_disk_to_an_action(bridge, tmp_path, capsys):
     assert not np.array_equal(action, act(out, bridge, step=1))  # a train_step moved it
 
 
+@pytest.mark.mesh
+def test_asked_to_stop_it_exits_with_75_and_then_goes_on(bridge, tmp_path, monkeypatch):
+    out, draw = tmp_path / "run", engine.Stream.__next__
+    # The settings of the test above, for its compiled programs.
+    config = ["--config", f"configs/debug.py:data={bridge},steps=2", "--config.checkpoint.every=1"]
+    words = ["train", *config, *SMALL, "--workdir", str(out)]
+
+    def asked(stream):
+        os.kill(os.getpid(), signal.SIGTERM)  # within the first train_step
+        return draw(stream)
+
+    def saved():
+        return {path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit()}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.Stream, "__next__", asked)
+        assert cli.main(words) == 75
+    assert saved() == {"1"}
+    assert cli.main(words) == 0
+    assert saved() == {"1", "2"}
+    assert cli.main(words) == 0  # it is finished, and stays so
+
+
+@pytest.mark.mesh
+def test_the_same_twice_is_said(bridge, capsys, monkeypatch):
+    words = ["--config", f"configs/debug.py:data={bridge}", *SMALL, "--verify-determinism"]
+    assert cli.main(["train", *words]) == 0
+    same = dict(bitwise_equal=True, train_steps=3, differ=[])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == same
+    from vla_jax.train import determinism
+
+    other = same | dict(bitwise_equal=False, differ=["trained/params/x"])
+    monkeypatch.setattr(determinism, "verify", lambda assembly: other)
+    assert cli.main(["train", *words]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == other
+
+
+@pytest.mark.slow  # one operation after the other
+@pytest.mark.mesh
+def test_the_operation_that_makes_a_nan_is_found(bridge, tmp_path, capsys):
+    """The decay of a parameter that is 0 by an infinite factor: in the first update."""
+    import jax
+
+    words = ["train", "--config", f"configs/debug.py:data={bridge},steps=2", *SMALL]
+    words += ["--config.optimizer.weight_decay=1e999", "--workdir", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    assert "the parameters' norm nan" in capsys.readouterr().err
+    try:
+        with pytest.raises(FloatingPointError, match="nan") as found:
+            cli.main([*words, "--debug-nans"])
+    finally:
+        jax.config.update("jax_debug_nans", False)
+    assert "add_decayed_weights" in str(found.getrepr()) or "optimizer" in str(found.getrepr())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_dry_run_says_everything_and_writes_nothing(bridge, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["--config", f"configs/debug.py:data={bridge},steps=3", "--config.optimizer.lr=0.5"]
@@ -73,10 +131,14 @@ def test_a_dry_run_says_everything_and_writes_nothing(bridge, tmp_path, capsys):
     assert tree["streams"]["robot"]["mixture"]["bridge"]["source"]["path"] == bridge
     lines = [line.split() for line in printed[end:].splitlines()]
     (header,) = (line for line in lines if line[:1] == ["member"])
-    (member,) = (line for line in lines if line[:1] == ["bridge"])
+    member = next(line for line in lines if line[:1] == ["bridge"])
     row = dict(zip(header, member, strict=True))
     # 25 episodes of 10 steps, a fifth held out, the first step of each without a sample.
     assert (row["episodes"], row["samples"]) == ("20", "180")
+    # What the normalizer makes of the data, and that it was measured now.
+    text, key = printed[end:], row["dataset_key"]
+    assert f"statistics computed from the training episodes\n{key} action: " in text
+    assert f"{key} proprio/ee: " in text and text.count("q01 ") == 2
     paths = [line for line in lines if line and line[0].startswith("params/")]
     sizes = {line[0]: int(line[-2].replace(",", "")) for line in paths}
     assert sizes["params/heads_action/mlp/hidden_0/kernel"] == 64 * 64

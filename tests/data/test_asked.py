@@ -2,11 +2,12 @@
 
 import collections
 import json
+import uuid
 
 import numpy as np
 import pytest
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import asked, augment
 from vla_jax.data.sources import rlds as source_lib
 
@@ -72,6 +73,10 @@ def test_every_wording_is_reached_the_last_one_too(folder, context, tmp_path):
     rarely = source(folder, context, paraphrases=path, paraphrase=0.25)
     kept = [words(rarely.sample(index, np.random.default_rng(i))) == (5, 3, 3) for i in range(400)]
     assert np.mean(kept) == pytest.approx(0.75, abs=0.09)
+    url = f"memory://{uuid.uuid4().hex}/words.json"
+    storage.write(url, storage.read(path))
+    far = source(folder, context, paraphrases=url)
+    assert {words(far.sample(index, np.random.default_rng(i))) for i in range(80)} == wanted
     other = paraphrased(tmp_path, {"touch the cat": ["reach cat"]})
     assert source(folder, context, paraphrases=other).fingerprint != rows.fingerprint
 

@@ -44,6 +44,17 @@ def test_one_line_of_json(fixtures_dir):
 
 
 @pytest.mark.slow
+def test_grain_takes_turns_with_ours(fixtures_dir):
+    name = "samples_per_s_cached"
+    words = ("--grain", "--only", name, "--seconds", "0.2", "--workers", "0", "--batch-size", "8")
+    found = run(fixtures_dir, *words)
+    ours, theirs = found["rounds"][f"{name}/0"], found["rounds"][f"grain_{name}/0"]
+    assert len(ours) == len(theirs) == 3 and found[f"grain_{name}"] > 0
+    ratios = sorted(a / b for a, b in zip(ours, theirs))
+    assert found["times_grain"] == {f"{name}/0": pytest.approx(ratios[1], rel=0.02)}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_memory_is_flat(fixtures_dir, workers):
     found = run(fixtures_dir, "--memory", "200,2000", "--batch-size", "8", "--workers", workers)

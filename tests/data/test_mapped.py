@@ -92,7 +92,7 @@ def test_a_table_is_what_it_was(folder, context, tmp_path):
     again = episodes_lib.unpack(table.where, *mapped.load(str(tmp_path / "t")))
     assert again.fingerprint() == table.fingerprint() != source.episodes.fingerprint()
     for field in dataclasses.fields(table):
-        if field.name != "frames":
+        if field.name not in ("frames", "origin"):  # that is of the open source
             np.testing.assert_equal(getattr(again, field.name), getattr(table, field.name))
     for view, frames in table.frames.items():
         np.testing.assert_array_equal(again.frames[view].offset, frames.offset)

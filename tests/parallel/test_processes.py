@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -47,7 +48,7 @@ try:
     found["again"] = float(program(rows).addressable_data(0))
     found["compilations"] = len(ended)
     if waits:
-        delay, processes.PATIENCE = 12.0, 1000
+        delay, processes.PATIENCE = 12.0, 1.0
         processes.beginning_together(jax.jit(jnp.max), "the greatest")(rows)
 except Exception as error:
     found["error"] = f"{type(error).__name__}: {error}"
@@ -156,6 +157,81 @@ def test_who_is_left_ends_with_the_code_of_who_failed(victim, way, code):
     assert way == "killed" or "Traceback" in said[victim]  # this program prints UserErrors so too
 
 
+class Said:
+    """In place of a watcher: what the process told it."""
+
+    def __init__(self):
+        self.words = []
+
+    def failed(self, why, code, unsaid=""):
+        self.words.append((why, code))
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_who_does_not_move_on_says_so(monkeypatch, moves, capfd):
+    said = Said()
+    monkeypatch.setattr(processes, "_watch", said)
+    monkeypatch.setattr(processes, "PATIENCE", processes.PATIENCE)  # put back at the end
+    with processes.Progress(1.0) as progress:
+        for number in range(6):
+            if moves or not number:
+                progress.at(f"the rows of train_step {number}")
+            time.sleep(0.3)
+        progress.at(None)  # a validation may take longer
+        time.sleep(1.4)
+    if moves:
+        assert said.words == []
+        return
+    ((why, code),) = said.words
+    assert why.startswith("process 0 (host ") and code == watch.LOST
+    assert "hangs, for 1 s (config.patience), at the rows of train_step 0" in why
+    assert "test_who_does_not_move_on_says_so" in capfd.readouterr().err  # its stack
+
+
+# Process 1 stands still where it draws its rows, or is stopped as a whole; its watcher goes on.
+HANGING = """
+import os, signal, sys, time
+from vla_jax.parallel import processes
+processes.GRACE = 2.0
+with processes.together():
+    processes.meet("the beginning")
+    with processes.Progress(4.0) as progress:
+        if sys.argv[1] == "1" and sys.argv[2] == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        mine = sys.argv[1] == "1" and sys.argv[2] == "hangs"
+        progress.at("the rows of train_step 3" if mine else "train_step 3", others=not mine)
+        time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["hangs", "stopped", "waits"])
+def test_who_hangs_is_named_and_all_end(way):
+    address, started = f"127.0.0.1:{local.free_port()}", []
+    for number in range(2):
+        environment = local.environment(address, 2, number, 1) | {"PYTHONPATH": str(PROJECT)}
+        command = [sys.executable, "-c", HANGING, str(number), way]
+        started.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        said = [process.communicate(timeout=90)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [process.returncode for process in started]
+    # jax aborts the other when process 0, its coordinator, has ended: launchers count that alike.
+    ends = [-signal.SIGKILL] if way == "stopped" else [watch.LOST, -signal.SIGABRT]
+    assert codes[0] == watch.LOST and codes[1] in ends, said
+    assert way != "hangs" or '"<string>", line' in said[1]  # where it stands
+    words = dict(
+        hangs="config.patience), at the rows of train_step 3",
+        stopped="at train_step 3; what hangs is process 1 (host ",
+        waits="what hangs is no process by itself",
+    )
+    assert words[way] in said[0], said
+
+
 @pytest.mark.slow
 @pytest.mark.mesh
 @pytest.mark.timeout(300)
@@ -164,7 +240,7 @@ def test_the_first_run_waits_and_names_who_does_not_come(tmp_path):
     check(found)
     assert found[1]["compiled"] - found[0]["compiled"] > 2.0
     for one in found:
-        assert one["error"].startswith("TimeoutError: the greatest: within 1 s these have not come")
+        assert one["error"].startswith("NotCome: the greatest: within 1 s these have not come")
         assert "process 1" in one["error"] and "process 0" not in one["error"]
 
 

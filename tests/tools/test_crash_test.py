@@ -27,6 +27,7 @@ def test_three_kills(fixtures_dir, tmp_path):
     assert 1 <= found["in_saves"] <= 2 and found["restores"] == 2  # all after the first
     assert found["bitwise_same_mesh"] and found["order_equal"]
     assert found["max_rel_loss_diff"] <= 1e-5
+    assert 0 < found["max_steps_lost"] <= found["save_every"] == 5
     # The verdict can be had from the files alone, and could have been another.
     lines = {
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]

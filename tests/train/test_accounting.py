@@ -109,11 +109,28 @@ def test_what_a_config_does_in_a_train_step(monkeypatch):
     assert accounting.work(half, network, size).peak == 989e12 * jax.device_count()
 
 
+def late(config, number, seconds):
+    """The toy's streams; the batch of that number is read so many seconds late."""
+
+    class Late(toy.Stream):
+        def __next__(self):
+            if self.n == number * self.batch_size:
+                time.sleep(seconds)
+            return super().__next__()
+
+    return {
+        name: lambda rows, n, name=name, size=stream.batch_size: Late(name, size, rows, n)
+        for name, stream in config.streams.items()
+    }
+
+
 def test_a_run_says_what_its_time_went_to(tmp_path):
     config = toy.config(steps=4, checkpoint=dict(every=2))
     work = accounting.Work(samples={name: s.batch_size for name, s in config.streams.items()})
-    toy.run(config, tmp_path, devices=ONE, work=work)
-    *_, last = jsonl.read(str(tmp_path))
+    toy.run(config, tmp_path, devices=ONE, work=work, streams=late(config, 2, 0.6))
+    *lines, last = jsonl.read(str(tmp_path))
+    waits = [line["data_wait"] for line in (*lines, last)]
+    assert len(waits) == 4 and all(0 <= wait <= 1 for wait in waits) and max(waits) > 0.5
     assert 0 < last["goodput"] <= 1 and last["samples_per_second/robot"] > 0
     assert last["seconds/compile"] > last["seconds_per_step"]
     assert {"seconds/init", "seconds/evaluate", "seconds/save"} <= set(last)

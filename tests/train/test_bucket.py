@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import threading
 import time
 
@@ -10,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests import launched, two_streams
 from tests.train import bucket, toy
 from vla_jax import plugin, storage
 from vla_jax.cli import main as cli
-from vla_jax.train import checkpoint, lock
+from vla_jax.train import checkpoint, examine, lock
 from vla_jax.train.writers import jsonl
 
 ONE = jax.devices()[:1]
@@ -167,3 +169,35 @@ def test_what_orbax_does_not_know_is_refused_at_once(url, capsys, tmp_path):
     words = ["train", "--config", "configs/demo_pretrain.py:out=nowhere", "--workdir", url]
     assert cli.main(words) == 2, "before any data are looked for"
     assert "knows local paths and gs://" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(1800)
+def test_two_processes_data_words_and_workdir_in_it(store, fixtures_dir, tmp_path):
+    data, url = f"{bucket.NAME}/bridge/1.0.0", f"{bucket.NAME}/runs/two"
+    for file in (fixtures_dir / "bridge_dataset/1.0.0").iterdir():
+        storage.write(f"{data}/{file.name}", file.read_bytes())
+    words = f"{bucket.NAME}/words.model"
+    with open(two_streams.text_tokenizer(tmp_path), "rb") as file:
+        storage.write(words, file.read())
+    keep = dict(every=2, keep=2, checksums=True)
+    mesh = dict(data=1, fsdp=2)
+    tree = two_streams.tree(fixtures_dir, words, vl=False, mesh=mesh, checkpoint=keep)
+    tree["sharding"] = dict(small=16)
+    tree["streams"]["robot"]["mixture"]["bridge"]["source"] |= dict(
+        path=data, access="contiguous", num_runs=2, run_bytes=200_000
+    )
+    (tmp_path / "both.py").write_text(launched.CONFIG)
+    program = "import sys; from vla_jax.cli import main; sys.exit(main.main())"
+    command = [sys.executable, "-c", program, "train", "--config", str(tmp_path / "both.py")]
+    for steps in (4, 6):  # the second goes on from the first
+        (tmp_path / "both.json").write_text(json.dumps(tree | dict(steps=steps)))
+        done = launched.local(2, *command, "--workdir", url, timeout=800)
+        assert done.returncode == 0, done.stdout[-6000:]
+        saved = checkpoint.load(url).meta
+        assert saved.step == steps and saved.n == {"robot": 4 * steps}
+        assert saved.provenance["processes"] == 2
+    lines = storage.read(f"{url}/metrics.jsonl").decode().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert storage.names(f"{url}/checkpoints") == ["4", "6"]
+    assert examine.verify(storage.path(f"{url}/checkpoints/6"))["wrong"] == []
+    assert lock.FILE not in storage.names(url) and not os.path.exists("gs:")

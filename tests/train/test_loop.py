@@ -61,10 +61,14 @@ def test_two_and_two_equal_four_bit_for_bit(tmp_path):
     )
     two = toy.run(interrupted, tmp_path / "two", streams=parts.openers, hooks=[_once(stop)])
     assert int(two.step) == 2
+    assert checkpoint.read_meta(checkpoint.find(str(tmp_path / "two"))).n == {"robot": 32, "vl": 16}
     resumed = toy.run(toy.config(), tmp_path / "two", streams=parts.openers)
     assert int(resumed.step) == int(four.step) == 4
     assert same(four, resumed)
-    assert whole.rows == parts.rows  # the order of the data too
+    # The order of the data too. The first half had drawn one batch more, which nobody had taken:
+    # the resume point counts what was trained on, and the second half draws it again.
+    assert parts.rows[4:6] == parts.rows[-4:-2] == whole.rows[4:6]
+    assert whole.rows == parts.rows[:4] + parts.rows[-4:]
     losses = [[row["loss"] for row in jsonl.read(tmp_path / name)] for name in ("four", "two")]
     assert losses[0] == losses[1] and len(losses[0]) == 4
 

@@ -7,16 +7,17 @@ heads get an axis of their own. Of a whole T5 the decoder stays on disk.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import pathlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 
 ACTIVATIONS = ("relu", "gated-gelu")
 KERNELS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
@@ -101,51 +102,53 @@ def from_flax(
     )
 
 
-def from_safetensors(
-    path: str | pathlib.Path, *, sizes: Mapping[str, Any] | None = None
-) -> Weights:
+def from_safetensors(path: storage.Path, *, sizes: Mapping[str, Any] | None = None) -> Weights:
     """The weights in `model.safetensors`, in the shards of an index (`.json`), or in their folder.
 
-    UserError as `from_flax`, and for a file that is missing, truncated or no safetensors.
+    Those at a URL are copied to this machine while they are read. UserError as `from_flax`, and for
+    a file that is missing, truncated or no safetensors.
     """
     import ml_dtypes  # numpy learns bfloat16 from it
     import safetensors
 
     assert ml_dtypes
     files, own = {}, {}  # file -> its reader, the file's key -> (file, shape)
-    for file in _files(pathlib.Path(path)):
-        try:
-            files[file] = safetensors.safe_open(file, "numpy")
-            for key in files[file].keys():
-                own[key] = file, tuple(files[file].get_slice(key).get_shape())
-        except (safetensors.SafetensorError, OSError) as error:
-            raise plugin.UserError(
-                f"{file}: {file.stat().st_size if file.is_file() else 'no'} bytes that are no "
-                f"whole safetensors file ({error}); copy it again"
-            ) from error
-    keys = {_flax_path(key): key for key in own}
-    return _weights(
-        _Source(
-            where=str(path),
-            keys=keys,
-            shapes={path: own[key][1] for path, key in keys.items()},
-            read=lambda path: files[own[keys[path]][0]].get_tensor(keys[path]),
-            turned=True,
-        ),
-        sizes,
-    )
+    with contextlib.ExitStack() as stack:
+        for file in _files(path):
+            size = "no"
+            try:
+                local = stack.enter_context(storage.fetched(file))
+                size = os.path.getsize(local)
+                files[file] = safetensors.safe_open(local, "numpy")
+                for key in files[file].keys():
+                    own[key] = file, tuple(files[file].get_slice(key).get_shape())
+            except (safetensors.SafetensorError, OSError) as error:
+                raise plugin.UserError(
+                    f"{file}: {size} bytes that are no whole safetensors file ({error}); copy it "
+                    "again"
+                ) from error
+        keys = {_flax_path(key): key for key in own}
+        return _weights(
+            _Source(
+                where=str(path),
+                keys=keys,
+                shapes={path: own[key][1] for path, key in keys.items()},
+                read=lambda path: files[own[keys[path]][0]].get_tensor(keys[path]),
+                turned=True,
+            ),
+            sizes,
+        )
 
 
-def config_from_hf(path: str | pathlib.Path) -> dict[str, Any]:
+def config_from_hf(path: storage.Path) -> dict[str, Any]:
     """Arguments of make from Hugging Face's `config.json` (or its folder).
 
     UserError for a missing or broken file, another architecture than T5, and an MLP not known here.
     """
-    path = pathlib.Path(path)
-    path = path / "config.json" if path.is_dir() else path
+    path = storage.join(path, "config.json") if storage.is_dir(path) else path
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(storage.read(path))
+    except (OSError, ValueError, plugin.UserError) as error:
         raise plugin.UserError(f"{path}: no config.json of a T5 ({error})") from error
     kind = found.get("model_type") if isinstance(found, dict) else None
     if kind not in ("t5", "mt5"):
@@ -262,24 +265,25 @@ def _table(sizes: Mapping[str, Any], embedding: str) -> dict[str, tuple[str, tup
     return table
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
+def _files(path: storage.Path) -> list[str]:
     """The safetensors files that `path` stands for."""
-    if path.is_dir():
+    path = storage.normal(path)
+    if storage.is_dir(path):
         names = ("model.safetensors", "model.safetensors.index.json")
-        there = [path / name for name in names if (path / name).is_file()]
+        there = [name for name in names if storage.is_file(storage.join(path, name))]
         if not there:
-            held = _some(entry.name for entry in path.iterdir())
+            held = _some(storage.names(path))
             raise plugin.UserError(f"{path}: neither of {names} is there, only {held}")
-        path = there[0]
-    if not path.is_file():
+        path = storage.join(path, there[0])
+    if not storage.is_file(path):
         raise plugin.UserError(f"{path}: no such file; expected T5's model.safetensors")
-    if path.suffix != ".json":
+    if not path.endswith(".json"):
         return [path]
     try:
-        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(storage.read(path))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise plugin.UserError(f"{path}: no index of safetensors ({error!r})") from error
-    return [path.parent / name for name in names]
+    return [storage.join(storage.parent(path), name) for name in names]
 
 
 def _flax_path(key: str) -> str:

@@ -1,8 +1,11 @@
-"""Writes a recorded dataset, of any format, as array_record RLDS or as LeRobot v3.0.
+"""Writes recorded robot episodes, of any format, as array_record RLDS or as LeRobot v3.0.
 
   vla data convert /data/bridge --out bridge_lerobot --to lerobot --hz 5 --resize 256x256
   vla data convert my_lerobot_data --out my_rlds --to rlds --workers 8
   vla data convert /data/bridge --out bridge_native --to rlds --standardizer oxe:bridge
+
+Sources: RLDS/TFDS (tfrecord or array_record), LeRobot v2.0 to v3.0, HDF5 of robomimic, LIBERO and
+ALOHA. Image-text data (tar shards, LLaVA, TFDS captions) are no episodes and are refused.
 
 Fields are written as recorded, under the source's names (LeRobot's have dots for slashes), so that
 a standardizer row for the source reads the RLDS, too; with --standardizer they are in our nouns and
@@ -24,7 +27,7 @@ import sys
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     add = parser.add_argument
-    add("path", help="the dataset's folder")
+    add("path", help="robot episodes: a folder of RLDS, LeRobot or HDF5, or an HDF5 file")
     add("--out", required=True, help="the new dataset's folder, new or empty")
     add("--to", required=True, help="rlds (array_record) or lerobot (v3.0)")
     add("--split", help="one split or slice, train[:10] (default: all; train where they overlap)")

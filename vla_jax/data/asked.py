@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import augment as augment_lib
 from vla_jax.data.episodes import Episodes
 from vla_jax.data.reading import Reading
@@ -115,21 +114,21 @@ def draw(given: Mapping[str, float] | None, language: bool, goal: bool, key: byt
 
 def contents(where: str, path: str | None) -> str:
     """A hash of the paraphrase file, for fingerprints; UserError where there is none."""
-    return hashlib.sha256(_file(where, path).read_bytes()).hexdigest() if path else ""
+    return hashlib.sha256(_file(where, path)).hexdigest() if path else ""
 
 
-def _file(where: str, path: str) -> pathlib.Path:
-    if not pathlib.Path(path).is_file():
+def _file(where: str, path: str) -> bytes:
+    if not storage.is_file(path):
         raise plugin.UserError(f"{where}: paraphrases={path}: no such file")
-    return pathlib.Path(path)
+    return storage.read(path)
 
 
 def _paraphrases(where: str, path: str | None) -> dict[str, list[str]]:
     if path is None:
         return {}
     try:
-        given = json.loads(_file(where, path).read_text())
-    except json.JSONDecodeError as error:
+        given = json.loads(_file(where, path))
+    except ValueError as error:
         raise plugin.UserError(f"{where}: paraphrases={path}: not JSON ({error})") from error
     expected = "expected {instruction: [other words for it, …]}"
     if not isinstance(given, dict):

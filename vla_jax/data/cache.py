@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import simplejpeg
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import images, mapped
 from vla_jax.data.episodes import Episodes, FrameReader
 from vla_jax.types import SourceContext
@@ -66,6 +66,7 @@ class Settings:
         if not given.get("path"):
             raise plugin.UserError(f"{where}: cache={dict(given)}: give path, a folder to write in")
         made = cls(**given)
+        storage.local(f"{where}: cache.path", made.path)  # its pictures are read in place
         if made.format not in FORMATS:
             raise plugin.UserError(plugin.unknown(f"{where}: cache format", made.format, FORMATS))
         if not 1 <= made.quality <= 100 or made.limit_gb <= 0:

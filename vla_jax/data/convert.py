@@ -26,7 +26,7 @@ import filelock
 import rich.console
 import rich.progress
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data import images, recordings
 from vla_jax.data import workers as workers_lib
 from vla_jax.data.sources import _files
@@ -79,6 +79,7 @@ def convert(
         cannot be read or do not have one form. Nothing is left behind.
       WorkerKilled: a worker was killed; a rerun goes on.
     """
+    storage.local("--out", out)
     job, splits, others = _job(str(path), out, to, split, name, settings)
     raws = {part: _shards.source(job, part) for part in splits}
     raws = {part: raw for part, raw in raws.items() if len(raw)}

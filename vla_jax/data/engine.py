@@ -14,7 +14,6 @@ import ctypes
 import dataclasses
 import gc
 import signal
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -63,8 +62,7 @@ class Stream:
       threads: reading threads where `workers` is 0.
       prefetch: batches kept ready (per worker).
 
-    `n` is the whole state: samples drawn so far. `data_wait` is the time in s spent waiting in
-    `next` since the last call of `take_data_wait`; `skipped` how many broken samples gave way to
+    `n` is the whole state: samples drawn so far. `skipped` is how many broken samples gave way to
     others (see Mixture.sample) since the stream was opened. Use as a context manager or call
     `close`.
     """
@@ -85,8 +83,7 @@ class Stream:
             raise ValueError(
                 f"rows {rows[:8]}… of a batch of {batch_size}: expected some of 0..B-1"
             )
-        self.batch_size, self.n, self.data_wait = batch_size, int(start_n), 0.0
-        self.skipped = 0
+        self.batch_size, self.n, self.skipped = batch_size, int(start_n), 0
         self._iterator = _iterate(
             Batches(mixture, batch_size, rows, self.n), workers, threads, prefetch
         )
@@ -95,17 +92,10 @@ class Stream:
         return self
 
     def __next__(self) -> dict:
-        begin = time.perf_counter()
         batch = next(self._iterator)
-        self.data_wait += time.perf_counter() - begin
         self.n += self.batch_size
         self.skipped += int(np.sum(batch.pop("skipped", 0)))
         return batch
-
-    def take_data_wait(self) -> float:
-        """Seconds waited since the last call."""
-        waited, self.data_wait = self.data_wait, 0.0
-        return waited
 
     def close(self) -> None:
         """Stops workers and threads and frees shared memory; may be called twice."""

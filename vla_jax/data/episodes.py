@@ -102,9 +102,17 @@ class Episodes:
     skipped: tuple[str, ...] = ()  # what was wrong with each episode that was left out
     # view -> how its pictures were stored; readers show them upright, and `cameras` are of these.
     looks: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # (view, episode) -> the file that its pictures lie in, and their column; for messages.
+    origin: Callable[[str, int], str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def place(self, view: str, row: int) -> str:
+        """File, column, episode, step and view of the picture at a row, for messages."""
+        episode = int(np.searchsorted(self.start, row, side="right")) - 1
+        file = f"{self.origin(view, episode)}: " if self.origin else ""
+        return f"{file}episode {self.ids[episode]}, step {self.step[row]}, view {view}"
 
     @property
     def lengths(self) -> np.ndarray:
@@ -132,8 +140,10 @@ def collect(where: str, name: str, rows: Sequence[tuple], views: Sequence[str]) 
     if not rows:
         raise plugin.UserError(f"{where}: no episodes; expected at least one")
     parts = [row[0] for row in rows]
-    _unique(where, [part.id for part in parts])
-    for part in parts:
+    places: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        distinct(where, part.id, places)
+        places[part.id] = f"number {number}"
         check(where, part, parts[0])
     groups = list(parts[0].proprio)
     cameras = sorted({view for part in parts for view in part.cameras})
@@ -243,6 +253,16 @@ def check(where: str, episode: Episode, first: Episode | None = None) -> None:
         _finite(where, episode, name, values)
 
 
+def distinct(at: str, id_: str, places: dict[str, str]) -> None:
+    """Notes where an episode lies (id -> place); UserError, naming both, where its id is taken."""
+    if id_ in places:
+        raise plugin.UserError(
+            f"{at}: two episodes have the id {id_!r}, the other is {places[id_]}; ids decide what "
+            "is held out, make them unique (or remove the duplicate)"
+        )
+    places[id_] = at
+
+
 def pack(table: Episodes) -> tuple[dict[str, np.ndarray], dict]:
     """(arrays, a JSON dict): a table as mapped.save takes it."""
     arrays = {name: getattr(table, name) for name in FLAT}
@@ -290,17 +310,6 @@ def _concatenate(where: str, name: str, parts: list[np.ndarray]) -> np.ndarray:
     if len(sizes) > 1 or len(sizes[0]) != 1:
         raise plugin.UserError(f"{where}: {name}: got sizes {sizes}, expected one vector size")
     return np.concatenate(parts).astype(np.float32)
-
-
-def _unique(where: str, ids: list[str]) -> None:
-    seen = set()
-    for id_ in ids:
-        if id_ in seen:
-            raise plugin.UserError(
-                f"{where}: two episodes have the id {id_!r}; ids decide what is held out, "
-                "make them unique (or remove the duplicate)"
-            )
-        seen.add(id_)
 
 
 def _finite(where: str, episode: Episode, name: str, values: np.ndarray) -> None:

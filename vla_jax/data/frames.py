@@ -108,12 +108,8 @@ class Pictures:
         try:
             return images.decode(data, self.method)
         except plugin.UserError as error:
-            episode = int(np.searchsorted(self.episodes.start, row, side="right")) - 1
-            step = self.episodes.step[row]
-            raise plugin.UserError(
-                f"{self.where}: episode {self.episodes.ids[episode]}, step {step}, view {view}: "
-                f"{error}"
-            ) from error
+            place = self.episodes.place(view, row)
+            raise plugin.UserError(f"{self.where}: {place}: {error}") from error
 
 
 def _mean(image: np.ndarray, box: images.Box) -> np.ndarray:

@@ -37,19 +37,16 @@ class Upright:
         if not look:
             return found
         return [
-            self._seen(data, look, view, episode, int(row)) if len(data) else data
+            self._seen(data, look, view, int(row)) if len(data) else data
             for data, row in zip(found, rows, strict=True)
         ]
 
-    def _seen(self, data, look: Sequence[str], view: str, episode: int, row: int) -> np.ndarray:
+    def _seen(self, data, look: Sequence[str], view: str, row: int) -> np.ndarray:
         try:
             image = images.decode(data, self.method) if isinstance(data, bytes) else data
         except plugin.UserError as error:
-            table = self.table
-            raise plugin.UserError(
-                f"{table.where}: episode {table.ids[episode]}, step {table.step[row]}, view "
-                f"{view}: {error}"
-            ) from error
+            place = self.table.place(view, row)
+            raise plugin.UserError(f"{self.table.where}: {place}: {error}") from error
         image = image[::-1, ::-1] if "turned" in look else image
         return np.ascontiguousarray(image[..., ::-1] if "bgr" in look else image)
 

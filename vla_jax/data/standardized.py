@@ -120,11 +120,12 @@ class Standardized:
         view = name.removeprefix(native.IMAGES)
         where = f"{self._table.where}: episode {self._table.ids[index]}, {view}"
         made = []
-        for data in self._read(view, index, rows):
+        for row, data in zip(rows, self._read(view, index, rows), strict=True):
             try:
                 decoded = images.decode(data) if isinstance(data, bytes) and data else data
             except plugin.UserError as error:
-                raise plugin.UserError(f"{where}: {error}") from error
+                place = self._table.place(view, row)
+                raise plugin.UserError(f"{self._table.where}: {place}: {error}") from error
             made.append(decoded)
         shapes = {image.shape for image in made if not isinstance(image, bytes)}
         if len(shapes) > 1:

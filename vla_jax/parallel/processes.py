@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +28,11 @@ from vla_jax.parallel import endings, launchers, watch
 HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` comes before
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
 ADDRESS = 300  # seconds until process 0's host must have an address
-HOUR = 3600 * 1000  # ms; nobody waits so long, since the death of a process is noticed
-
-PATIENCE = HOUR  # ms that the first run of a program waits for those who still compile it
+PATIENCE = 900.0  # seconds that a process waits for one that lives but does not come
+GRACE = 10.0  # and so long more, for that one to say itself where it hangs
 SHOWN = 5  # differences of a process that are spelled out
 NAMES = "vla_jax/name"  # / number: what a process is called
+WAITS = "vla_jax/waits"  # / number: it has waited for the others for too long
 
 _watch: watch.Watch | None = None
 _told, _met = itertools.count(), itertools.count()
@@ -38,6 +40,10 @@ _told, _met = itertools.count(), itertools.count()
 
 class KnownToAll(plugin.UserError):
     """A mistake that every process has found and ends with: none is missed by the others."""
+
+
+class NotCome(TimeoutError):
+    """Another process lives, but has not done its part within PATIENCE; again, it may go well."""
 
 
 def initialize() -> None:
@@ -131,8 +137,9 @@ def note_error(kind: type | None, error: BaseException | None, _) -> None:
     elif error is not None and _watch is not None:
         mistake = isinstance(error, plugin.UserError)
         said = f"vla: {error}\n" if mistake else "".join(traceback.format_exception(error))
+        code = endings.MISTAKE if mistake else watch.FAILED
         _watch.failed(
-            f"{kind.__name__}: {error}", endings.MISTAKE if mistake else watch.FAILED, said
+            f"{kind.__name__}: {error}", watch.LOST if isinstance(error, NotCome) else code, said
         )
 
 
@@ -143,7 +150,18 @@ def tell(text: str) -> str:
     key, store = f"vla_jax/tell/{next(_told)}", distributed.global_state.client
     if first():
         store.key_value_set(key, f"={text}")  # an empty value is refused
-    return store.blocking_key_value_get(key, HOUR)[1:]
+    return _get(store, key, 0)[1:]
+
+
+def _get(store: Any, key: str, number: int) -> str:
+    """What process `number` puts at a key; NotCome, which names it, after PATIENCE."""
+    try:
+        return store.blocking_key_value_get(key, round(PATIENCE * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        who = _numbered(NAMES).get(number, f"process {number}")
+        raise NotCome(
+            f"nothing came from {who} within {PATIENCE:g} s; see what it says or does"
+        ) from error
 
 
 def differences(facts: Mapping[str, str]) -> str:
@@ -159,7 +177,7 @@ def differences(facts: Mapping[str, str]) -> str:
         return tell("")
     found = []
     for number in range(1, jax.process_count()):
-        theirs = store.blocking_key_value_get(f"{key}/{number}", HOUR)
+        theirs = _get(store, f"{key}/{number}", number)
         who, theirs = json.loads(theirs)
         names = [each for each in {**facts, **theirs} if facts.get(each) != theirs.get(each)]
         lines = [
@@ -174,23 +192,22 @@ def differences(facts: Mapping[str, str]) -> str:
 def meet(what: str) -> None:
     """Returns when every process has come here; all must call it, and equally often.
 
-    TimeoutError after `PATIENCE`, on every process, that names those who have not come.
+    NotCome after PATIENCE, on every process, that names those who have not come.
     """
     if jax.process_count() == 1:
         return
     store, key = distributed.global_state.client, f"vla_jax/meet/{next(_met)}"
     store.key_value_set(f"{key}/{jax.process_index()}", name())
     try:
-        store.wait_at_barrier(key, PATIENCE)
+        store.wait_at_barrier(key, round(PATIENCE * 1000))
     except jax.errors.JaxRuntimeError as error:
-        come, names = _numbered(key), _numbered(NAMES)
-        away = [names.get(n, f"process {n}") for n in range(jax.process_count()) if n not in come]
+        away = _absent(key)
         # Said once, by the first that knows: by now who was late may have come.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             store.key_value_set(f"{key}/away", ", ".join(away) or f"none, but {error}")
-        raise TimeoutError(
-            f"{what}: within {PATIENCE / 1000:g} s these have not come: "
-            f"{store.blocking_key_value_get(f'{key}/away', HOUR)}; see what they say or do"
+        raise NotCome(
+            f"{what}: within {PATIENCE:g} s these have not come: "
+            f"{store.blocking_key_value_get(f'{key}/away', 60_000)}; see what they say or do"
         ) from error
 
 
@@ -199,6 +216,67 @@ def _numbered(key: str) -> dict[int, str]:
     left = distributed.global_state.client.key_value_dir_get(key)
     named = ((path.rsplit("/", 1)[1], text) for path, text in left)
     return {int(number): text for number, text in named if number.isdigit()}
+
+
+def _absent(key: str) -> list[str]:
+    """The names of the processes that have left nothing below `key`."""
+    come, names = _numbered(key), _numbered(NAMES)
+    return [names.get(n, f"process {n}") for n in range(jax.process_count()) if n not in come]
+
+
+class Progress:
+    """Ends the run when a process lives but does not move on: its watcher would beat for ever.
+
+    The one that hangs in its own work says so, with its stack, after `patience` seconds. Those that
+    wait for others come `GRACE` later, and name who does not say that it waits too (it may be
+    stopped). All end with exit code `watch.LOST`. It sets what `meet` and the like wait, too.
+    """
+
+    def __init__(self, patience: float):
+        global PATIENCE
+        PATIENCE = patience
+        self._at: tuple[str, bool, float] | None = None
+        self._left = threading.Event()
+
+    def __enter__(self) -> Progress:
+        if _watch is not None:
+            threading.Thread(target=self._look, name="progress", daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._left.set()
+
+    def at(self, what: str | None, others: bool = False) -> None:
+        """Notes what this process does from now on; None: what may take as long as it likes.
+
+        `others`: whether it is done only when the other processes do it.
+        """
+        self._at = (what, others, time.monotonic()) if what else None
+
+    def _look(self) -> None:
+        while not self._left.wait(min(5.0, PATIENCE / 4)):
+            at = self._at
+            if at is None or time.monotonic() - at[2] < PATIENCE:
+                continue
+            what, others, _ = at
+            said = f"{name()} hangs, for {PATIENCE:g} s (config.patience), at {what}"
+            if others:
+                said = self._wait(at)
+            if said and self._at is at:
+                faulthandler.dump_traceback()
+                _watch.failed(said, watch.LOST)
+                return
+
+    def _wait(self, at: tuple[str, bool, float]) -> str:
+        """Who hangs while this process waits for it; "" when it goes on after all."""
+        store, key = distributed.global_state.client, f"{WAITS}/{jax.process_index()}"
+        store.key_value_set(key, at[0], allow_overwrite=True)
+        self._left.wait(GRACE)
+        away = ", ".join(_absent(WAITS)) or "no process by itself: they wait for one another"
+        if self._at is not at or self._left.is_set():
+            store.key_value_delete(key)
+            return ""
+        return f"{name()} has waited {PATIENCE + GRACE:g} s at {at[0]}; what hangs is {away}"
 
 
 def beginning_together(program: Any, what: str) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ class Assembly:
     mixtures: dict[str, mixture.Mixture]
     held_out: dict[str, mixture.Mixture]
     normalizer: normalizer_lib.Normalizer
+    statistics_from: str  # where the normalizer's numbers come from, for people
     text_tokenizer: text_tokenizer_lib.TextTokenizer | None
     spaces: tuple[types.ActionSpace, ...]
     start: checkpoint.Stored | None  # what init_from names; in a resumed run, its own checkpoint
@@ -39,11 +40,15 @@ class Assembly:
         return self.text_tokenizer.vocabulary_size if self.text_tokenizer else 0
 
     def tables(self) -> str:
-        """The mixtures as text: members, sizes, weights, epochs to come."""
-        return "\n\n".join(
+        """The mixtures as text: members, sizes, weights, epochs to come; then the statistics."""
+        parts = [
             mix.table(self.config.steps * self.config.streams[name].batch_size)
             for name, mix in self.mixtures.items()
-        )
+        ]
+        if self.normalizer.entries:
+            report = statistics.report(self.normalizer)
+            parts.append(f"statistics {self.statistics_from}\n{report}")
+        return "\n\n".join(parts)
 
     def assets(self) -> checkpoint.Assets:
         """What a checkpoint stores beside the parameters."""
@@ -87,7 +92,7 @@ def assemble(config: config_lib.TrainConfig, workdir: str | None = None) -> Asse
         for name, stream in config.streams.items()
         if stream.validation
     }
-    normalizer = _normalizer(config, start, mixtures.values())
+    normalizer, statistics_from = _normalizer(config, start, mixtures.values())
     network = build.network(
         config,
         spaces=spaces,
@@ -104,6 +109,7 @@ def assemble(config: config_lib.TrainConfig, workdir: str | None = None) -> Asse
         mixtures={name: mix.with_normalizer(normalizer) for name, mix in mixtures.items()},
         held_out={name: mix.with_normalizer(normalizer) for name, mix in held_out.items()},
         normalizer=normalizer,
+        statistics_from=statistics_from,
         text_tokenizer=tokenizer,
         spaces=spaces,
         start=start,
@@ -210,7 +216,8 @@ def _text_tokenizer(config, start) -> text_tokenizer_lib.TextTokenizer | None:
     return loaded
 
 
-def _normalizer(config, start, mixtures) -> normalizer_lib.Normalizer:
+def _normalizer(config, start, mixtures) -> tuple[normalizer_lib.Normalizer, str]:
+    """(the normalizer, where its numbers come from)."""
     if config.normalizer.stats == "checkpoint":
         if start is None or not start.normalizer:
             raise plugin.UserError(
@@ -220,16 +227,20 @@ def _normalizer(config, start, mixtures) -> normalizer_lib.Normalizer:
         stored = normalizer_lib.Normalizer.from_json(start.normalizer)
         keys = [s.dataset_key for mix in mixtures for s in mix.sources.values() if _measured(s)]
         # Only this run's robots: readings are padded to the largest in the table.
-        return stored.table(dict.fromkeys(keys)) if keys else stored
+        kept = stored.table(dict.fromkeys(keys)) if keys else stored
+        return kept, f"of the checkpoint {start.folder}"
     tables = statistics.gather(s for mix in mixtures for s in mix.sources.values())
     stats = config.normalizer.stats
     if stats == "recompute":
-        found = statistics.measure(tables)
+        found, said = statistics.measure(tables), "computed from the training episodes"
     else:
-        found = statistics_file.fitting(_files(stats), tables)
-    return statistics.normalizer(
+        files = _files(stats)
+        found = statistics_file.fitting(files, tables)
+        said = ", ".join(f"of {f}, content {statistics_file.read(f)[1][:16]}" for f in files)
+    made = statistics.normalizer(
         tables, found, mode=modes(config, tables), clip=config.normalizer.clip
     )
+    return made, said
 
 
 def modes(config, tables: Mapping) -> dict[str, str]:

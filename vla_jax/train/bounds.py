@@ -163,7 +163,9 @@ def _stacked(jaxpr: Any) -> list[int]:
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan" and not equation.params["reverse"]:
-            stacked = [v.aval for v in equation.outvars[equation.params["num_carry"] :]]
+            # What is stacked has one axis more than the body gives; what is carried has not.
+            pairs = zip(equation.outvars, equation.params["jaxpr"].jaxpr.outvars, strict=True)
+            stacked = [v.aval for v, inner in pairs if v.aval.ndim > inner.aval.ndim]
             found.append(sum(math.prod(x.shape) * plan.item_bytes(x) for x in stacked))
         for value in equation.params.values():
             for item in value if isinstance(value, tuple | list) else (value,):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from vla_jax import config as config_lib
 from vla_jax import plugin, types
@@ -23,6 +22,7 @@ from vla_jax.parallel import arrays, processes
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import accounting, agree, lock, program, start
 from vla_jax.train import checkpoint as checkpoints
+from vla_jax.train import feed as feeds
 from vla_jax.train import hooks as hooks_lib
 from vla_jax.train import log as logs
 from vla_jax.train import state as states
@@ -69,6 +69,7 @@ def run(
     measured = [f"validation/{s}/{name}" for s in validation or {} for name in objectives[s]]
     start.check_intervals(config, measured if config.validation.every else [])
     with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(processes.Progress(config.patience))
         # ---------------------------------------------------------------- mesh, shapes, shardings
         mesh = meshes.make(dataclasses.asdict(config.mesh), devices)
         stack.enter_context(meshes.use(mesh))
@@ -119,19 +120,23 @@ def run(
                 stack.callback(opened[name].close)
         log = logs.Log(workdir, config, begin, account, restored)
         stack.callback(log.close)
+        feed = feeds.Feed(opened, mesh, config.steps - begin)
+        stack.callback(feed.close)
+        metrics = None
         stop = stack.enter_context(hooks_lib.StopSignal())
         account.spend("init", time.perf_counter() - clock)
 
         # -------------------------------------------------------------------------------- loop
         for done in range(begin + 1, config.steps + 1):
+            progress.at(f"the rows of train_step {done}")
+            batches, wait, skipped = feed.take(metrics)
             clock = time.perf_counter()
-            batches = {name: _next(stream, mesh) for name, stream in opened.items()}
-            wait = time.perf_counter() - clock
+            progress.at(None if done == begin + 1 else f"train_step {done}", others=True)
             state, metrics = train_step(state, batches)  # dispatched; the device works on
             if done == begin + 1:  # that it had to be compiled is no part of a train_step's time
-                log.pause("compile", time.perf_counter() - clock - wait)
-            skipped = sum(getattr(stream, "skipped", 0) for stream in opened.values())
+                log.pause("compile", time.perf_counter() - clock)
             log.add(done, metrics, wait, skipped)  # fetches the metrics of the train_step before
+            progress.at(None)
             n = {name: drawn + config.streams[name].batch_size for name, drawn in n.items()}
             clock = time.perf_counter()
 
@@ -163,18 +168,13 @@ def run(
     return state
 
 
-def _next(stream: Iterator[dict[str, Any]], mesh: Mesh) -> types.Batch:
-    """The stream's next batch over the mesh; checked here, in the parent of the data workers."""
-    return arrays.global_batch(types.Batch.make(**next(stream)), mesh)
-
-
 def _validate(config, eval_step, state, validation, rows, mesh) -> dict[str, float]:
     """{"validation/stream/objective": mean} over the same held-out batches each time."""
     sums: dict[str, np.ndarray] = {}
     for name, opener in validation.items():
         with contextlib.closing(opener(rows[name], 0)) as stream:
             for _ in range(config.validation.batches):
-                found = eval_step(state.averaged, {name: _next(stream, mesh)})
+                found = eval_step(state.averaged, {name: feeds.placed(stream, mesh)})
                 for key, pair in arrays.fetch(found).items():
                     key = f"validation/{key}"
                     sums[key] = sums.get(key, np.zeros(2)) + np.asarray(pair, np.float64)

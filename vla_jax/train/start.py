@@ -166,6 +166,8 @@ def check_intervals(config: config_lib.TrainConfig, measured: Collection[str]) -
             f"config.checkpoint.every ({keep.every}): others are never saved; nearest: "
             f"{max(round(keep.keep_every / keep.every), 1) * keep.every}"
         )
+    if not config.patience > 0:
+        raise plugin.UserError(f"config.patience: got {config.patience}, expected seconds above 0")
     metric = config.checkpoint.best_metric
     if metric is None:
         return

@@ -15,7 +15,9 @@ def found(data, **settings):
     report = doctor.examine(data.case(**settings))
     by_check = {}
     for finding in report["findings"]:
-        assert finding["remedy"].endswith(".") and finding["severity"] in doctor.SEVERITIES
+        remedy = finding["remedy"]  # says what to do: a sentence of its own
+        assert remedy.endswith(".") and len(remedy.split()) >= 4 and remedy[0].isupper(), finding
+        assert remedy not in finding["message"] and finding["severity"] in doctor.SEVERITIES
         by_check.setdefault(finding["check"], []).append((finding["severity"], finding["message"]))
     return by_check
 

@@ -86,7 +86,10 @@ def features(kind: str, size: int = 16) -> dict:
 
 
 def write_v21(path, lengths=(7, 7, 7, 7), kind="video", codec="libx264", change=None) -> str:
-    """A v2.1 set; `change(episode, columns)` may alter the columns of an episode."""
+    """A v2.1 set; `change(episode, columns)` may alter the columns of an episode.
+
+    Its parquet pages have checksums, which LeRobot's own have not.
+    """
     path = pathlib.Path(path)
     (path / "meta").mkdir(parents=True)
     (path / "data" / "chunk-000").mkdir(parents=True)
@@ -102,7 +105,8 @@ def write_v21(path, lengths=(7, 7, 7, 7), kind="video", codec="libx264", change=
             )
         if change is not None:
             found = change(episode, found) or found
-        pq.write_table(pa.table(found), path / f"data/chunk-000/episode_{episode:06d}.parquet")
+        file = path / f"data/chunk-000/episode_{episode:06d}.parquet"
+        pq.write_table(pa.table(found), file, write_page_checksum=True)
     info = {
         "codebase_version": "v2.1",
         "robot_type": "arm",
@@ -128,6 +132,51 @@ def write_v21(path, lengths=(7, 7, 7, 7), kind="video", codec="libx264", change=
     for name, rows in lines.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (path / f"meta/{name}.jsonl").write_text(text)
+    return str(path)
+
+
+def write_v30(path, lengths=(7, 7, 7, 7), files=(0, 1, 1, 1), change=None, tasks=TASKS) -> str:
+    """A v3.0 set with pictures in its parquet files, each one row group; arguments as above.
+
+    `files`: the data file of each episode. `tasks` may be bytes.
+    """
+    path, parts = pathlib.Path(path), {}
+    for episode, length in enumerate(lengths):
+        found = columns(episode, length, sum(lengths[:episode]))
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        pictures = [{"bytes": png(picture(episode, t)), "path": None} for t in range(length)]
+        found[CAMERA] = pa.array(pictures, kind)
+        if change is not None:
+            found = change(episode, found) or found
+        parts.setdefault(files[episode], []).append(pa.table(found))
+    for number, tables in parts.items():
+        file = path / f"data/chunk-000/file-{number:03d}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.concat_tables(tables), file, write_page_checksum=True)
+    (path / "meta/episodes/chunk-000").mkdir(parents=True)
+    numbers = range(len(lengths))
+    listed = {
+        "episode_index": list(numbers),
+        "length": list(lengths),
+        "data/chunk_index": [0 for _ in numbers],
+        "data/file_index": list(files),
+    }
+    pq.write_table(pa.table(listed), path / "meta/episodes/chunk-000/file-000.parquet")
+    texts = pa.array([t if isinstance(t, bytes) else t.encode() for t in tasks], pa.binary())
+    texts = pa.StringArray.from_buffers(len(tasks), *texts.buffers()[1:])  # whatever they are
+    pq.write_table(
+        pa.table({"task_index": list(range(len(tasks))), "__index_level_0__": texts}),
+        path / "meta/tasks.parquet",
+    )
+    info = {
+        "codebase_version": "v3.0",
+        "total_episodes": len(lengths),
+        "fps": FPS,
+        "splits": {"train": f"0:{len(lengths)}"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "features": features("image"),
+    }
+    (path / "meta/info.json").write_text(json.dumps(info))
     return str(path)
 
 

@@ -1,5 +1,6 @@
 """The Bridge fixture against tensorflow-datasets itself, in a process of its own."""
 
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -32,6 +33,89 @@ for episode in tfds.as_numpy(dataset):
     found.append(out)
 pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(found))
 """
+
+
+WRITE = """
+import pathlib, pickle, sys, numpy as np, tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import gcs_utils
+gcs_utils._is_gcs_disabled = True
+F = tfds.features
+
+class ArmData(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        images = F.FeaturesDict({"primary": F.Image(shape=(16, 16, 3), encoding_format="png")})
+        proprio = F.FeaturesDict({"hand": F.Tensor(shape=(3,), dtype=np.float32)})
+        step = F.FeaturesDict({
+            "action": F.Tensor(shape=(4,), dtype=np.float32),
+            "language_instruction": F.Text(),
+            "observation": F.FeaturesDict({"images": images, "proprio": proprio}),
+        })
+        about = F.FeaturesDict({n: F.Text() for n in ("episode_id", "embodiment", "action_space")})
+        both = F.FeaturesDict({"steps": F.Dataset(step), "episode_metadata": about})
+        return tfds.core.DatasetInfo(builder=self, features=both)
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        rng = np.random.default_rng(0)
+        for e in range(9):
+            steps = [{
+                "action": rng.normal(size=4).astype(np.float32),
+                "language_instruction": "touch the möbel",
+                "observation": {
+                    "images": {"primary": rng.integers(0, 255, (16, 16, 3), np.uint8)},
+                    "proprio": {"hand": rng.normal(size=3).astype(np.float32)},
+                },
+            } for _ in range(5 + e)]
+            about = {"episode_id": f"e{e}", "embodiment": "arm", "action_space": "xyz_gripper"}
+            yield e, {"steps": steps, "episode_metadata": about}
+
+if __name__ == "__main__":
+    builder = ArmData(data_dir=sys.argv[1], file_format="array_record")
+    builder.download_and_prepare()
+    found = []
+    for episode in builder.as_data_source(split="train"):
+        steps, about = list(episode["steps"]), episode["episode_metadata"]
+        found.append({
+            "id": about["episode_id"].decode(),
+            "action": np.stack([s["action"] for s in steps]),
+            "hand": np.stack([s["observation"]["proprio"]["hand"] for s in steps]),
+            "pictures": np.stack([s["observation"]["images"]["primary"] for s in steps]),
+        })
+    pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps((str(builder.data_path), found)))
+"""
+
+
+@pytest.mark.slow
+def test_array_record_that_tfds_wrote(tmp_path, context):
+    """What TFDS writes as array_record, and its own data source reads, equals what we read."""
+    pytest.importorskip("tensorflow_datasets")
+    (tmp_path / "write.py").write_text(WRITE)
+    out = tmp_path / "read.pickle"
+    program = [sys.executable, "write.py", str(tmp_path / "sets"), str(out)]
+    subprocess.run(program, check=True, timeout=500, cwd=tmp_path)
+    path, expected = pickle.loads(out.read_bytes())
+    assert list(pathlib.Path(path).glob("*.array_record-*"))
+    raw = source_lib.raw(path)
+    table, read = source_lib.recorded(path)
+    assert len(raw) == len(table) == len(expected) == 9
+    for i, (id_, episode) in enumerate(zip(table.ids, expected, strict=True)):
+        assert id_ == episode["id"]
+        rows = slice(int(table.start[i]), int(table.start[i + 1]))
+        np.testing.assert_array_equal(table.action[rows], episode["action"])
+        np.testing.assert_array_equal(table.proprio["hand"][rows], episode["hand"])
+        pictures = raw.episode(i)["steps/observation/images/primary"]
+        np.testing.assert_array_equal(pictures, episode["pictures"])
+        last = images.decode(*read("primary", i, [rows.stop - 1]))
+        np.testing.assert_array_equal(last, episode["pictures"][-1])
+    assert list(table.language) == ["touch the möbel"]
+    source = source_lib.make(context, path=path, holdout=0)
+    assert len(source) == sum(5 + e for e in range(9))
+    shown = source.sample(0, np.random.default_rng(0))["observation"]["images"]["primary"]
+    np.testing.assert_array_equal(shown[-1], expected[0]["pictures"][0])
 
 
 @pytest.mark.slow

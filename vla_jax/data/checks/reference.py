@@ -199,7 +199,7 @@ def _judge(group, fit: Fit) -> list[doctor.Finding]:
             "Set label='reached', or take the column with the commands if there is one.",
         )
     elif verdict == "commanded_delta" and group.label == "reached":
-        found = ("warning", f"{these} reached", "Set label='commanded'.")
+        found = ("warning", f"{these} reached", "Set label='commanded' for that group.")
     elif verdict == "commanded_delta" and not GAIN_LOW <= fit.gain <= GAIN_HIGH:
         found = (
             "note" if group.unit == UNSTATED else "error",

@@ -17,33 +17,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import h5py
 import numpy as np
 
 from vla_jax import plugin
-from vla_jax.data.sources import _files
+from vla_jax.data.sources import _files, _hdf5_columns
+from vla_jax.data.sources._hdf5_columns import LANGUAGE, METADATA, STEPS, Feature
 
 SUFFIXES = (".hdf5", ".h5")
-STEPS, METADATA = "steps/", "episode_metadata/"
-LANGUAGE = "steps/language_instruction"
-SAID = ("language_instruction", "language_raw", "instruction", "task", "task_description")
-MAGIC = (b"\xff\xd8", b"\x89PNG")
+UNREADABLE = (OSError, RuntimeError, KeyError, UnicodeDecodeError)  # what h5py raises
 CLOCK = ("actions", "action")  # what has a value at every step
-
-
-@dataclasses.dataclass(frozen=True)
-class Feature:
-    """One column: `kind` is tensor, text or image; an `encoded` image is stored as JPEG or PNG."""
-
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    encoded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +93,12 @@ class Folder:
         with Opened(self, place) as episode:
             return episode.frames(name, steps)
 
+    def check_pictures(self, number: int, names: Iterable[str]) -> None:
+        """UserError unless the episode has those pictures, one a step, as the first has them."""
+        with Opened(self, self.places[number]) as episode:
+            for name in names:
+                episode.rows(name, episode.length())
+
     def length(self, number: int) -> int:
         """T of an episode."""
         with Opened(self, self.places[number]) as episode:
@@ -116,19 +109,22 @@ class Opened:
     """An episode of an open file; what h5py finds broken in it is a UserError with its name."""
 
     def __init__(self, folder: Folder, place: Place):
-        self._folder, self._place = folder, place
+        self._folder, self._place, self._reading = folder, place, ""
 
     def __enter__(self) -> Opened:
         file = _opened(self._place.file, self._folder.stamps[self._place.file], os.getpid())
         self._file = file
-        self._group = file[self._place.group] if self._place.group else file
+        try:
+            self._group = file[self._place.group] if self._place.group else file
+        except UNREADABLE as error:
+            self.__exit__(type(error), error, None)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, OSError | RuntimeError | UnicodeDecodeError):
+        if isinstance(error, UNREADABLE):
             raise plugin.UserError(
-                f"{self._place}: cannot be read ({error}); copy the file again, or leave this "
-                "episode out"
+                f"{self._place}: {self._reading}cannot be read ({error}); copy the file again, or "
+                "leave this episode out"
             ) from error
 
     def length(self) -> int:
@@ -144,28 +140,33 @@ class Opened:
 
     def value(self, name: str, length: int):
         """A column's value in this episode."""
+        self._reading = f"{name.removeprefix(STEPS)}: "
         if name == LANGUAGE and not self._says_each_step(length):
-            return [said(self._file, self._group)] * length
-        feature = self._folder.features[name]
+            return [_hdf5_columns.said(self._file, self._group)] * length
         if name.startswith(METADATA):
             return self._metadata(name.removeprefix(METADATA))
-        data = self._data(name)
-        if len(data) != length:
-            raise plugin.UserError(
-                f"{self._place}: {name.removeprefix(STEPS)} has {len(data)} rows, the actions "
-                f"have {length}; repair or remove this episode"
-            )
-        if feature.kind == "text":
+        data = self.rows(name, length)
+        if self._folder.features[name].kind == "text":
             return [str(text) for text in data.asstr()[()]]
-        values = data[()]
-        same = values.dtype.kind == np.dtype(feature.dtype).kind
-        if not same or values.shape[1:] != feature.shape:
+        return data[()]
+
+    def rows(self, name: str, length: int) -> h5py.Dataset:
+        """A column of `length` rows like those of the first episode; UserError for another."""
+        feature, data = self._folder.features[name], self._data(name)
+        if not data.shape or len(data) != length:
             raise plugin.UserError(
-                f"{self._place}: {name.removeprefix(STEPS)} is {values.dtype} "
-                f"{list(values.shape[1:])} at a step, in the first episode {feature.dtype} "
+                f"{self._place}: {name.removeprefix(STEPS)} has {len(data) if data.shape else 0} "
+                f"rows, the actions have {length}; repair or remove this episode"
+            )
+        free = feature.encoded or feature.kind == "text"  # sizes of bytes differ
+        same = free or data.dtype.kind == np.dtype(feature.dtype).kind
+        if not same or not (free or data.shape[1:] == feature.shape):
+            raise plugin.UserError(
+                f"{self._place}: {name.removeprefix(STEPS)} is {data.dtype} "
+                f"{list(data.shape[1:])} at a step, in the first episode {feature.dtype} "
                 f"{list(feature.shape)}; repair or remove this episode"
             )
-        return values
+        return data
 
     def _says_each_step(self, length: int) -> bool:
         held = self._group.get(LANGUAGE.removeprefix(STEPS))
@@ -182,21 +183,22 @@ class Opened:
                     f"{self._place}: {name.removeprefix(STEPS)} has {len(data)} pictures, none at "
                     f"step {step}; repair or remove this episode"
                 )
-            found.append(_bytes(data[step]) if feature.encoded else data[step])
+            found.append(_hdf5_columns.code(data[step]) if feature.encoded else data[step])
         return found
 
     def _data(self, name: str) -> h5py.Dataset:
         inside = name.removeprefix(STEPS)
+        self._reading = f"{inside}: "
         if inside not in self._group or not isinstance(self._group[inside], h5py.Dataset):
-            held = [n for n, _ in _datasets(self._group)]
+            held = [n for n, _ in _hdf5_columns.datasets(self._group)]
             raise plugin.UserError(plugin.unknown(f"{self._place}: data set", inside, held))
         return self._group[inside]
 
     def _metadata(self, inside: str):
-        told = _attributes(self._file, self._group)
+        told = _hdf5_columns.attributes(self._file, self._group)
         if inside in told:
             return told[inside]
-        return _plain(self._data(inside)[()])
+        return _hdf5_columns.plain(self._data(inside)[()])
 
 
 def is_at(path: _files.Path) -> bool:
@@ -207,8 +209,11 @@ def is_at(path: _files.Path) -> bool:
     return any(name.endswith(SUFFIXES) for name in _files.names(path))
 
 
-def open_folder(path: _files.Path) -> Folder:
-    """The episodes at `path`; UserError where there are none, or a file is of another layout."""
+def open_folder(path: _files.Path, broken: list[str] | None = None) -> Folder:
+    """The episodes at `path`; UserError where there are none, or a file is of another layout.
+
+    With a list for them, files that are `broken` are noted in it and passed over.
+    """
     path = _files.normal(path)
     if not is_at(path):
         raise plugin.UserError(
@@ -222,39 +227,41 @@ def open_folder(path: _files.Path) -> Folder:
     name = os.path.splitext(_files.name(path))[0] if alone else _files.name(path)
     places, masks = [], {}
     for file in files:
-        opened = _opened(file, stamps[file], os.getpid())
-        found = _places(file, opened)
-        for split, members in _masks(opened).items():
+        try:
+            found, named = _looked_at(file, stamps[file])
+        except plugin.UserError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+            continue
+        for split, members in named.items():
             kept = [i for i, p in enumerate(found) if _files.name(p.group) in members]
             masks.setdefault(split, []).extend(len(places) + i for i in kept)
         places += found
     everything = {"all" if "train" in masks else "train": tuple(range(len(places)))}
     splits = {split: tuple(members) for split, members in masks.items()} | everything
     if not places:
-        raise plugin.UserError(f"{path}: no episode in {len(files)} files")
+        more = f", the first: {broken[0]}" if broken else ""
+        raise plugin.UserError(f"{path}: no episode in {len(files)} files{more}")
     folder = Folder(path, name, "hdf5", tuple(places), splits, {}, stamps)
-    with Opened(folder, places[0]) as episode:
-        features = _features(episode._file, episode._group, episode.length())
+    for place in places:
+        try:
+            with Opened(folder, place) as episode:
+                features = _hdf5_columns.features(episode._file, episode._group, episode.length())
+            break
+        except plugin.UserError:
+            if broken is None or place == places[-1]:
+                raise
     return dataclasses.replace(folder, features=features)
 
 
-def said(file: h5py.File, group: h5py.Group) -> str:
-    """What was asked in an episode: of LIBERO's problem_info, an attribute or a text; or ""."""
-    told = _attributes(file, group)
-    if "problem_info" in told:
-        try:
-            told |= json.loads(told["problem_info"])
-        except (TypeError, ValueError):
-            pass  # somebody else's attribute of that name
-    for name in SAID:
-        if isinstance(told.get(name), str):
-            return told[name].strip().strip('"')
-        for place in (group, file):
-            held = place[name] if name in place else None
-            if isinstance(held, h5py.Dataset) and h5py.check_string_dtype(held.dtype):
-                text = held.asstr()[()]
-                return str(text if isinstance(text, str) else text.reshape(-1)[0]).strip()
-    return ""
+def _looked_at(file: str, stamp: _files.Stamp) -> tuple[list[Place], dict[str, set[str]]]:
+    """(the episodes of a file, its splits); UserError for a file that is broken."""
+    opened = _opened(file, stamp, os.getpid())
+    try:
+        return _places(file, opened), _masks(opened)
+    except UNREADABLE as error:
+        raise _broken(file, error) from error
 
 
 def _places(file: str, opened: h5py.File) -> list[Place]:
@@ -276,86 +283,8 @@ def _masks(opened: h5py.File) -> dict[str, set[str]]:
     found = {}
     for name in masks:
         if isinstance(masks[name], h5py.Dataset):
-            found[name] = {_plain(member) for member in masks[name][()].tolist()}
+            found[name] = {_hdf5_columns.plain(member) for member in masks[name][()].tolist()}
     return found
-
-
-def _features(file: h5py.File, group: h5py.Group, length: int) -> dict[str, Feature]:
-    found = {}
-    for name, data in _datasets(group):
-        feature = _feature(data)
-        stepwise = bool(data.shape) and len(data) == length
-        if feature is None:
-            continue  # a compound or opaque type, which nothing here can name
-        if stepwise:
-            found[STEPS + name] = feature
-        elif feature.kind != "image":
-            of_text = feature.kind == "text" and bool(data.shape)
-            shape = tuple(data.shape)
-            found[METADATA + name] = Feature(
-                "tensor" if of_text else feature.kind, shape, feature.dtype
-            )
-    for name, value in _attributes(file, group).items():
-        array = np.asarray(value)
-        kind = "text" if isinstance(value, str) else "tensor"
-        dtype = "string" if array.dtype.kind == "U" else array.dtype.name
-        found.setdefault(METADATA + name, Feature(kind, array.shape, dtype))
-    if LANGUAGE not in found and said(file, group):
-        found[LANGUAGE] = Feature("text", (), "string")
-    return found
-
-
-def _feature(data: h5py.Dataset) -> Feature | None:
-    shape, kind = data.shape[1:], data.dtype.kind
-    if data.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3:
-        return Feature("image", shape, "uint8")
-    bytes_ = (data.dtype == np.uint8 and len(shape) == 1) or (kind in "OSV" and shape == ())
-    if bytes_ and data.shape and len(data) and _bytes(data[0])[:4].startswith(MAGIC):
-        return Feature("image", (-1, -1, 3), "uint8", encoded=True)
-    if h5py.check_string_dtype(data.dtype):
-        return Feature("text", shape, "string")
-    return Feature("tensor", shape, data.dtype.name) if kind in "fiub" else None
-
-
-def _bytes(value) -> bytes:
-    """An encoded picture without the zeros that fill it up."""
-    if isinstance(value, str):
-        return value.encode()
-    data = value.tobytes() if isinstance(value, np.ndarray | np.generic) else bytes(value)
-    return data.rstrip(b"\0")
-
-
-def _datasets(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
-    found = []
-
-    def visit(name: str, item) -> None:
-        if isinstance(item, h5py.Dataset):
-            found.append((name, item))
-
-    group.visititems(visit)
-    return found
-
-
-def _attributes(file: h5py.File, group: h5py.Group) -> dict:
-    """Those of the episode, of the groups above it, and of the file."""
-    told, above = {}, [file]
-    for part in filter(None, group.name.split("/")):
-        above.append(above[-1][part])
-    for place in above:
-        for name, value in place.attrs.items():
-            if not isinstance(value, h5py.Empty):
-                told[name] = _plain(value)
-    return told
-
-
-def _plain(value):
-    """Texts as str, numbers as they are."""
-    if isinstance(value, bytes | np.bytes_):
-        return bytes(value).decode("utf-8")
-    array = np.asarray(value)
-    if array.dtype.kind in "SO":
-        return np.asarray([_plain(v) for v in array.reshape(-1)], str).reshape(array.shape)
-    return value if isinstance(value, str) else array
 
 
 def _natural(name: str) -> list:
@@ -372,6 +301,8 @@ def _opened(path: str, stamp: _files.Stamp, process: int) -> h5py.File:
     try:
         return h5py.File(_files.File(path, stamp).open() if _files.is_url(path) else path, "r")
     except OSError as error:
-        raise plugin.UserError(
-            f"{path}: not a whole HDF5 file ({error}); copy or download it again"
-        ) from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: str, error: Exception) -> plugin.UserError:
+    return plugin.UserError(f"{path}: not a whole HDF5 file ({error}); copy or download it again")

@@ -21,20 +21,20 @@ TIME = "timestamp"
 
 
 def episodes(
-    folder: Folder, chosen: Iterable[int], names: Iterable[str]
+    folder: Folder, chosen: Iterable[int], names: Iterable[str], kept: Sequence[str] = ()
 ) -> Iterator[tuple[int, str, int, dict]]:
     """(episode, its file, its first row in it, {name: values}) of the chosen episodes, in order.
 
     Values are arrays [T, …] as stored ([T] of scalars), or lists of T texts. One file's columns
-    are in memory at a time. Raises UserError for a broken file, a missing column or value, and
-    for rows that are not the steps 0 … T-1 of an episode.
+    are in memory at a time. Raises UserError for a broken file, a missing column (also of those
+    `kept` for later) or value, and for rows that are not the steps 0 … T-1 of an episode.
     """
     names = list(names)
     stored = {n for n in names if n != "task"} | ({"task_index"} if "task" in names else set())
     columns = sorted(stored | set(ORDER))
     for file, numbers in itertools.groupby((int(e) for e in chosen), folder.data_file):
         numbers = list(numbers)
-        table, skipped = _file(folder, file, columns, numbers)
+        table, skipped = _whole(folder, file, columns, kept, numbers)
         for episode in numbers:
             where, length = f"{file}: episode {episode}", int(folder.lengths[episode])
             first = _first(table, where, episode, length)
@@ -86,16 +86,34 @@ def _images(file: str, name: str, group: int) -> list[dict]:
         return [image or {} for image in found[name].to_pylist()]
 
 
-def _file(folder: Folder, file: str, columns: list[str], numbers: list[int]) -> tuple[dict, int]:
-    """(columns of the row groups that hold the episodes, the rows before these)."""
+def _whole(
+    folder: Folder, file: str, columns: list[str], kept: Sequence[str], numbers: list[int]
+) -> tuple[dict, int]:
+    """`_file`; its error names the first episode that has the fault, if it is not all of them."""
+    try:
+        return _file(folder, file, columns, kept, numbers)
+    except plugin.UserError as error:
+        for number in numbers if numbers[1:] else ():
+            _whole(folder, file, columns, kept, [number])
+        raise plugin.UserError(f"{error} (episode {numbers[0]})") from error
+
+
+def _file(
+    folder: Folder, file: str, columns: list[str], kept: Sequence[str], numbers: list[int]
+) -> tuple[dict, int]:
+    """(columns of the rows from the first to the last of the episodes, the rows before these)."""
     groups = range(*_overlap(file, min(numbers), max(numbers)))
-    table = _lerobot_folder.read_parquet(file, columns, groups)
+    table = _lerobot_folder.read_parquet(file, columns, groups, kept)
+    before = int(_row_groups(file)[groups.start])
+    rows = np.flatnonzero(np.isin(table[ORDER[0]].to_numpy(), numbers))
+    if len(rows):  # the rest of a row group may be broken: that is nothing to these
+        table, before = table.slice(rows[0], rows[-1] + 1 - rows[0]), before + int(rows[0])
     integer = Feature("tensor", (1,), "int64")
-    found = {
-        name: _values(table[name], folder.features.get(name, integer), f"{file}: {name}")
-        for name in columns
-    }
-    return found, int(_row_groups(file)[groups.start])
+    found = {}
+    for name in columns:
+        feature = folder.features.get(name, integer)
+        found[name] = _values(table[name], feature, f"{file}: {name}", before)
+    return found, before
 
 
 def _overlap(file: str, low: int, high: int) -> tuple[int, int]:
@@ -142,20 +160,20 @@ def _tasks(folder: Folder, indices: np.ndarray, where: str) -> list[str]:
         ) from error
 
 
-def _values(column: pa.ChunkedArray, feature: Feature, where: str):
-    """A column as one array [N, …] or list of texts."""
+def _values(column: pa.ChunkedArray, feature: Feature, where: str, first: int):
+    """A column from row `first` of its file on, as one array [N, …] or list of texts."""
+    if not len(column):
+        return np.zeros((0, *feature.shape))
     if feature.kind == "language":  # nested notes: JSON per step
         return [json.dumps(value) for value in column.to_pylist()]
     if column.null_count:
-        row = column.is_null().index(True).as_py()
+        row = first + column.is_null().index(True).as_py()
         raise plugin.UserError(f"{where}: row {row} is empty; repair or remove its episode")
     if feature.kind == "text":
         return [str(value) for value in column.to_pylist()]
     shape, count = [], len(column)
     while pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
         whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if not len(whole):
-            break
         sizes = np.unique(pc.list_value_length(whole).to_numpy(zero_copy_only=False))
         if len(sizes) > 1:
             raise plugin.UserError(

@@ -257,10 +257,11 @@ def _order(where, info: Mapping, numbers: np.ndarray) -> np.ndarray:
     if len(numbers) != count or not np.array_equal(numbers[order], np.arange(count)):
         distinct, counts = np.unique(numbers, return_counts=True)
         lacking = sorted(set(range(count)) - set(distinct.tolist()))[:5]
+        beyond = distinct[(distinct >= count) | (distinct < 0)][:5].tolist()
         raise plugin.UserError(
             f"{where}: {len(numbers)} episodes, expected 0 to {count - 1} as total_episodes of "
-            f"meta/info.json says; lacks {lacking}, twice {distinct[counts > 1][:5].tolist()}, "
-            f"beyond {distinct[(distinct >= count) | (distinct < 0)][:5].tolist()}; copy it again"
+            f"meta/info.json says; episode_index lacks {lacking}, twice "
+            f"{distinct[counts > 1][:5].tolist()}, beyond {beyond}; copy it again"
         )
     return order
 
@@ -278,7 +279,13 @@ def _tasks(path: str, version: str) -> dict[int, str]:
         raise plugin.UserError(
             f"{file}: columns {table.column_names}, expected task_index and the text"
         )
-    return dict(zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True))
+    try:
+        texts = table[named[0]].to_pylist()
+    except UnicodeDecodeError as error:
+        raise plugin.UserError(
+            f"{file}: {named[0]}: bytes that are no UTF-8 ({error}); copy it again"
+        ) from error
+    return dict(zip(table["task_index"].to_pylist(), texts, strict=True))
 
 
 def _sidecar(file: str, count: int) -> tuple[pa.Table | None, dict | None]:
@@ -311,19 +318,28 @@ def _splits(file: str, info: Mapping, count: int) -> dict[str, np.ndarray]:
 
 
 def read_parquet(
-    file: str, columns: list[str] | None = None, groups: range | None = None
+    file: str,
+    columns: list[str] | None = None,
+    groups: range | None = None,
+    kept: Sequence[str] = (),
 ) -> pa.Table:
-    """Columns of a parquet file's row groups (None: all); UserError for what is not there."""
+    """Columns of a parquet file's row groups (None: all); UserError for what is not there.
+
+    Those `kept` for later must be there, too.
+    """
     try:
         with open_parquet(file) as opened:
             present = opened.schema_arrow.names
-            absent = [name for name in columns or () if name not in present]
+            absent = [name for name in (*(columns or ()), *kept) if name not in present]
             if absent:
                 raise plugin.UserError(plugin.unknown(f"{file}: column", absent[0], present))
             everything = groups is None or not opened.metadata.num_row_groups
             table = opened.read(columns) if everything else opened.read_row_groups(groups, columns)
     except (pa.ArrowException, OSError) as error:
-        raise broken(file, error) from error
+        for name in columns if columns and columns[1:] else ():
+            read_parquet(file, [name], groups)  # raises for the first that is broken
+        field = f"{file}: {columns[0]}" if columns else file
+        raise broken(field, error) from error
     return table.select(columns) if columns is not None else table  # a.b also reads a.b.c
 
 
@@ -331,8 +347,8 @@ def open_parquet(file: str) -> pq.ParquetFile:
     """Opened by its footer; UserError for a missing file or one that is not whole."""
     try:
         if _files.is_url(file):
-            return pq.ParquetFile(_files.File(file).open())
-        return pq.ParquetFile(file, memory_map=True)
+            return pq.ParquetFile(_files.File(file).open(), page_checksum_verification=True)
+        return pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise plugin.UserError(f"{file}: no such file; copy the data set again") from error
     except (pa.ArrowException, OSError) as error:
@@ -357,13 +373,13 @@ def _json(file: str) -> dict:
 def _lines(file: str, keys: tuple[str, ...], whole: bool = False) -> list[dict]:
     """A JSON lines file's rows: those keys, which all must have, or the `whole` of them."""
     rows = []
-    for number, line in enumerate(_files.read(file).decode("utf-8").splitlines(), 1):
+    for number, line in enumerate(_files.read(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             rows.append({**(row if whole else {}), **{key: row[key] for key in keys}})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise plugin.UserError(
                 f"{file}: line {number} is no JSON with {keys} ({error!r}); copy it again"
             ) from error

@@ -54,13 +54,16 @@ def open_table(
     own = sorted(pathlib.Path(__file__).parent.glob("_lerobot_*.py"))
     of = {"path": folder.path, "split": split, "bad_samples": bad_samples, "spec": spec}
     of |= {"row": _rlds_table.described(standardizer), "code": _rlds_table.code(standardizer)}
-    of |= {"own": [file.read_text() for file in own], "stamps": _stamps(folder, split, views)}
+    stamps = _stamps(folder, split, views, bad_samples)
+    of |= {"own": [file.read_text() for file in own]}
+    of["stamps"] = [(file, s.size, s.version) for file, s in sorted(stamps.items())]
     told = json.dumps(of, sort_keys=True, default=repr).encode()
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
     path = os.path.join(_place(folder, index_dir), f"{key}.safetensors")
 
     def make() -> tuple[dict, dict]:
-        return episodes_lib.pack(_standardized(folder, split, where, standardizer, bad_samples))
+        made = _standardized(folder, split, where, standardizer, stamps, bad_samples)
+        return episodes_lib.pack(made)
 
     return episodes_lib.unpack(where, *_rlds_table.kept(path, make)), views
 
@@ -73,25 +76,33 @@ def _place(folder: Folder, index_dir: str | None) -> str:
     return _rlds_table.cached(place)
 
 
-def _stamps(folder: Folder, split: str, views: Mapping[str, str]) -> list:
-    """Changes when a file does: those of meta/, of numbers and of pictures."""
+def _stamps(
+    folder: Folder, split: str, views: Mapping[str, str], bad_samples: str
+) -> dict[str, _files.Stamp]:
+    """File -> what changes when it does: those of meta/, of numbers and of pictures."""
     chosen, found = folder.split(split).tolist(), {}
-    files = {folder.data_file(e) for e in chosen}
+    files = {}  # and whose they are
+    for e in chosen:
+        files.setdefault(folder.data_file(e), f"episode {e}")
     for name in views.values():
-        if folder.features[name].kind == "video":
-            files |= {folder.video_file(name, e) for e in chosen}
+        for e in chosen if folder.features[name].kind == "video" else ():
+            files.setdefault(folder.video_file(name, e), f"episode {e}, {name}")
     meta = _files.join(folder.path, "meta")
     listed = _files.join(meta, "episodes")
     told = {meta, *(_files.join(listed, chunk) for chunk in _files.names(listed))}
     for parent in sorted({_files.parent(file) for file in files} | told):
         found.update(_files.stamps(parent))
     missing = sorted(file for file in files if file not in found)
-    if missing:
+    if missing and bad_samples == "error":
         more = f" and {len(missing) - 1} more that are missing" if missing[1:] else ""
-        raise plugin.UserError(
-            f"{missing[0]}: no such file; meta/ names it{more}; copy the data set again"
-        )
-    return [(file, found[file].size, found[file].version) for file in sorted(found)]
+        raise _missing(missing[0], files[missing[0]], more)
+    return found
+
+
+def _missing(file: str, of: str, more: str = "") -> plugin.UserError:
+    return plugin.UserError(
+        f"{file}: no such file ({of}); meta/ names it{more}; copy the data set again"
+    )
 
 
 def _views(folder: Folder, where: str, standardizer) -> dict[str, str]:
@@ -108,20 +119,29 @@ def _views(folder: Folder, where: str, standardizer) -> dict[str, str]:
 
 
 def _standardized(
-    folder: Folder, split: str, where: str, standardizer, bad_samples: str
+    folder: Folder,
+    split: str,
+    where: str,
+    standardizer,
+    stamps: Mapping[str, _files.Stamp],
+    bad_samples: str,
 ) -> episodes_lib.Episodes:
     views = _views(folder, where, standardizer)
     columns = standardizer.columns(_named(folder))
     names = {c.removeprefix("steps/") for c in columns if c.startswith("steps/")}
     timed = {_lerobot_columns.TIME} if views else set()
-    chosen, rows, skipped = folder.split(split).tolist(), [], []
+    kept = [name for name in views.values() if folder.features[name].kind == "image"]
+    chosen, rows, skipped, places = folder.split(split).tolist(), [], [], {}
     # One file after the other; or, if broken ones are left out, one episode after the other.
     parts = [chosen] if bad_samples == "error" else [[number] for number in chosen]
     for part in parts:
         try:
-            for found in _lerobot_columns.episodes(folder, part, names | timed):
-                row = _row(folder, standardizer, names, views, *found)
-                episodes_lib.check(where, row[0], rows[0][0] if rows else None)
+            for number, file, *found in _lerobot_columns.episodes(
+                folder, part, names | timed, kept
+            ):
+                row = _row(folder, standardizer, names, views, stamps, number, file, *found)
+                episodes_lib.check(file, row[0], rows[0][0] if rows else None)
+                episodes_lib.distinct(f"{file}: episode {number}", row[0].id, places)
                 rows.append(row)
         except plugin.UserError as error:
             if bad_samples == "error":
@@ -139,6 +159,7 @@ def _row(
     standardizer,
     names: set[str],
     views: Mapping[str, str],
+    stamps: Mapping[str, _files.Stamp],
     number: int,
     file: str,
     first: int,
@@ -168,10 +189,12 @@ def _row(
         if folder.features[name].kind == "video":
             seconds = folder.times(name, number, values[_lerobot_columns.TIME])
             offsets = np.rint(seconds[episode.steps] * 1e9).astype(np.int64)
-            size = _files.stat(folder.video_file(name, number)).size
+            held = folder.video_file(name, number)
+            if held not in stamps:
+                raise _missing(held, f"episode {number}, {name}")
         else:
-            offsets = first + np.asarray(episode.steps, np.int64)
-            size = _files.stat(file).size
+            offsets, held = first + np.asarray(episode.steps, np.int64), file
+        size = stamps[held].size
         mask = np.broadcast_to(episode.image_masks.get(view, True), len(offsets))
         frames[view] = (offsets, np.where(mask, size, 0).astype(np.int64))
     return episode, frames, 0, number, first

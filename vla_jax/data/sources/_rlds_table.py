@@ -83,7 +83,15 @@ def open_table(
     files = [c if plain else s.path for c, plain, s in zip(copies, about["plain"], shards)]
     if any(plain and not _files.is_file(c) for c, plain in zip(copies, about["plain"])):
         _index_build.ensure(folder, shards, workers)  # an unpacked copy was removed
-    return episodes_lib.unpack(where, arrays, about), shards, files
+    table = episodes_lib.unpack(where, arrays, about)
+    views = standardizer.views(folder.features)
+    origin = functools.partial(_origin, [shard.path for shard in shards], table.shard, views)
+    return dataclasses.replace(table, origin=origin), shards, files
+
+
+def _origin(paths: Sequence[str], shard: np.ndarray, views: Mapping, view: str, episode: int):
+    """See Episodes.origin."""
+    return f"{paths[int(shard[episode])]}: {views[view]}"
 
 
 def _file(shard: _index_build.Shard) -> str:
@@ -182,18 +190,12 @@ def _standardized(
                 facts = {n.removeprefix(METADATA): found[n] for n in said if n in found}
                 episode = dataclasses.replace(episode, metadata={**facts, **episode.metadata})
                 episodes_lib.check(at, episode, rows[0][0] if rows else None)
-                if episode.id in places:
-                    raise plugin.UserError(
-                        f"{at}: two episodes have the id {episode.id!r}, the other is "
-                        f"{places[episode.id]}; ids decide what is held out, make them unique (or "
-                        "remove the duplicate)"
-                    )
+                episodes_lib.distinct(at, episode.id, places)
             except plugin.UserError as error:
                 if bad_samples == "error":
                     raise
                 skipped.append(str(error))
                 continue
-            places[episode.id] = at
             frames = _frames(episode, {view: found[name] for view, name in views.items()})
             rows.append((episode, frames, shard, number, int(reading.index.offsets[number])))
     if not rows:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_jax import plugin
+from vla_jax import plugin, storage
 from vla_jax.data.sources import _collage_paint, _emoji, _picture_row
 from vla_jax.data.sources._collage_paint import Placed, Sprite
 
@@ -204,7 +204,7 @@ def make(
         an instruction longer than the stream's max_tokens; no image size for `view`.
     """
     where = context.name
-    root = pathlib.Path(root) if root else ASSETS
+    root = storage.local("root", root) if root else ASSETS
     table = _emoji.card_table(root)
     drawn, hidden = _choose(where, table, split, names, hide)
     style = Style(tuple(count), tuple(size), angle, card, tint, squash, lighting, extra)
@@ -252,7 +252,7 @@ def texts(
     Each drawable picture's texts once, then each drawn name in each template. No C or hidden name
     is among them. Arguments as in `make`.
     """
-    root = pathlib.Path(root) if root else ASSETS
+    root = storage.local("root", root) if root else ASSETS
     table = _emoji.card_table(root)
     drawn, hidden = _choose("texts", table, split, names, hide)
     said: dict[str, None] = {}  # an ordered set: artists share their texts

@@ -91,7 +91,8 @@ def recorded(
     if bad_samples not in _rlds_table.BAD_SAMPLES:
         known = _rlds_table.BAD_SAMPLES
         raise plugin.UserError(plugin.unknown(f"{path}: bad_samples", bad_samples, known))
-    folder = _hdf5_folder.open_folder(path)
+    broken = [] if bad_samples == "skip" else None
+    folder = _hdf5_folder.open_folder(path, broken)
     spec = {"type": standardizer} if isinstance(standardizer, str) else dict(standardizer)
     where = f"{folder.path} {split}"
     reads = plugin.build("data.standardizers", spec, SourceContext(name=where, stream=""))
@@ -105,11 +106,13 @@ def recorded(
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
 
     def make_table() -> tuple[dict, dict]:
-        return episodes_lib.pack(_standardized(folder, split, where, reads, views, bad_samples))
+        return episodes_lib.pack(_standardized(folder, split, where, reads, views, broken))
 
     kept = os.path.join(_place(folder, index_dir), f"{key}.safetensors")
     table = episodes_lib.unpack(where, *_rlds_table.kept(kept, make_table))
-    return table, looks.upright(table, _Reader(folder, table, views))
+    reader = _Reader(folder, table, views)
+    table = dataclasses.replace(table, origin=reader.origin)
+    return table, looks.upright(table, reader)
 
 
 def _place(folder: Folder, index_dir: str | None) -> str:
@@ -133,22 +136,24 @@ def _views(folder: Folder, where: str, standardizer) -> dict[str, str]:
     return views
 
 
-def _standardized(folder: Folder, split, where, standardizer, views, bad_samples: str):
-    """The table of a split's episodes."""
+def _standardized(folder: Folder, split, where, standardizer, views, broken: list[str] | None):
+    """The table of a split's episodes; `broken` files are counted, or no fault is allowed."""
     names = sorted(standardizer.columns(folder.features))
     files = {file: number for number, file in enumerate(folder.stamps)}
-    rows, skipped = [], []
+    rows, skipped, places = [], list(broken or ()), {}
     for number in folder.split(split):
         place = folder.places[number]
         try:
             columns = folder.columns(number, names)
             length = folder.length(number)
+            folder.check_pictures(number, views.values())
             episode = standardizer.episode(columns, length, str(place))
             if str(place).endswith(episode.id):  # the row names none
                 episode = dataclasses.replace(episode, id=place.id)
-            episodes_lib.check(where, episode, rows[0][0] if rows else None)
+            episodes_lib.check(str(place), episode, rows[0][0] if rows else None)
+            episodes_lib.distinct(str(place), episode.id, places)
         except plugin.UserError as error:
-            if bad_samples == "error":
+            if broken is None:
                 raise
             skipped.append(str(error))
             continue
@@ -177,3 +182,7 @@ class _Reader:
         name, offset = self.views[view], self.table.frames[view].offset
         number, steps = int(self.table.record[episode]), [int(offset[row]) for row in rows]
         return self.folder.pictures(number, name, steps)
+
+    def origin(self, view: str, episode: int) -> str:
+        """See Episodes.origin."""
+        return f"{self.folder.places[int(self.table.record[episode])]}: {self.views[view]}"

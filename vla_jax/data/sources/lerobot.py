@@ -8,6 +8,7 @@ that meta/info.json does not describe, and annotations of dtype "language", are 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -90,7 +91,9 @@ def recorded(
     if spec == {"type": "native"}:
         spec = dict(folder.standardizer or _refuse(folder))
     table, sources = _lerobot_table.open_table(folder, split, spec, bad_samples, index_dir)
-    return table, looks.upright(table, _Reader(folder, table, sources, tolerance))
+    reader = _Reader(folder, table, sources, tolerance)
+    table = dataclasses.replace(table, origin=reader.origin)
+    return table, looks.upright(table, reader)
 
 
 def _refuse(folder: _lerobot_folder.Folder) -> Mapping:
@@ -130,6 +133,13 @@ class _Reader:
             found = _lerobot_columns.image_bytes(self.folder, file, name, places, where)
         by_row = dict(zip(there, found, strict=True))
         return [by_row.get(row, b"") for row in rows]
+
+    def origin(self, view: str, episode: int) -> str:
+        """See Episodes.origin."""
+        name, number = self.sources[view], int(self.table.record[episode])
+        video = self.folder.features[name].kind == "video"
+        file = self.folder.video_file(name, number) if video else self.folder.data_file(number)
+        return f"{file}: {name}"
 
 
 def raw(path: str, split: str | None = None) -> _lerobot_raw.Raw:

@@ -206,4 +206,5 @@ def video_info(height: int, width: int, fps: float, codec: str) -> dict:
 
 
 def _parquet(path: pathlib.Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=True)
+    how = dict(compression="snappy", use_dictionary=True, write_page_checksum=True)
+    return pq.ParquetWriter(path, schema, **how)

@@ -42,7 +42,7 @@ class Folder:
         replaces: bool = False,
         key: str | None = None,
     ):
-        self.out = pathlib.Path(out).resolve()
+        self.out = storage.local("--out", out).resolve()
         if replaces:
             _restore(self.out)
         self.old = self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir()))

@@ -18,7 +18,7 @@ from typing import Any
 import flax.serialization
 import numpy as np
 
-from vla_jax import plugin, trees
+from vla_jax import plugin, storage, trees
 from vla_jax.models.importers import _project
 
 CONFIG, EXAMPLE, STATISTICS = FILES = (
@@ -63,7 +63,7 @@ def read(project: _project.Project, folder: str, step: int | None = None) -> For
 
     UserError for a folder that is no checkpoint of the project, a missing step, truncated files.
     """
-    root, said = pathlib.Path(folder), f"{project.name} checkpoint"
+    root, said = storage.local("vla import", folder), f"{project.name} checkpoint"
     for name in FILES:
         if not (root / name).is_file():
             raise plugin.UserError(_unknown(project, root, name))

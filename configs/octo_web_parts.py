@@ -53,7 +53,14 @@ def build(a):
         ("language", "*", "never"),
         ("*", "*", "past_or_now"),
     )
-    c.optimizer = dict(lr=a.lr, schedule="rsqrt", warmup=2000, weight_decay=0.1, clip=1.0)
+    c.optimizer = dict(
+        lr=a.lr,
+        schedule="rsqrt",
+        warmup=2000,
+        weight_decay=0.1,
+        clip=1.0,
+        skip=10.0,  # nobody sits beside it: a broken update is left out and counted
+    )
     c.mesh = dict(data=-1, fsdp=8)
     c.checkpoint = dict(every=5000, keep=2)
     c.validation = dict(every=5000, batches=16)

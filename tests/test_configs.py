@@ -139,7 +139,7 @@ def test_the_pods_second_stage_takes_all_of_the_first():
         abstract = jax.eval_shape(lambda n=network, e=examples: n.init(jax.random.key(0), e))
         made.append(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))
     fresh = config_lib.load(str(CONFIGS / "octo_base_cofinetune_oxe.py")).init_from.fresh
-    _, report = pretrained.load(made[1], made[0], fresh=fresh)
+    _, report = pretrained.match(made[1], made[0], fresh=fresh)
     assert report.unused == () and any("heads_answer" in p for p in report.mapped)
     organs = {path.split("/")[1] for path in report.missing}
     places = {"positions_wrist", "positions_readout_action"}

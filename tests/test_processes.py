@@ -44,6 +44,11 @@ def test_two_processes_agree_with_one(fixtures_dir, tmp_path, monkeypatch):
     one, two = (checkpoint.load(str(tmp_path / name), averaged=False) for name in ("one", "two"))
     assert two.meta.n == one.meta.n == {"robot": 8}
     assert (one.meta.provenance["processes"], two.meta.provenance["processes"]) == (1, 2)
+    # Each process wrote its own part of the arrays, and no other's.
+    parts = sorted(two.folder.glob("params/ocdbt.process_*"))
+    assert [part.name for part in parts] == ["ocdbt.process_0", "ocdbt.process_1"]
+    written = [sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in parts]
+    assert 0.5 < written[0] / written[1] < 2
     one, two = ({p: np.asarray(x) for p, x in smoke.trees.items(c.variables)} for c in (one, two))
     assert smoke.difference(two, one) <= 1e-4
 

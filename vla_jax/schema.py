@@ -97,8 +97,10 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip: float | None = 1.0  # global norm of the gradient
     # None: a loss that is not finite ends the run. A number: an update is left out and counted if
-    # its gradient is not finite, or its norm is over so many times the average norm (0: any norm).
+    # its loss or gradient is not finite, or the gradient's norm is over so many times the average
+    # norm (0: any norm), or the loss so many standard deviations over its average (0: any loss).
     skip: float | None = None
+    skip_loss: float = 6.0
     groups: tuple[Row, ...] = (
         (r".*/(bias|scale)", {"weight_decay": 0.0}),
         (r".*", {}),
@@ -152,7 +154,8 @@ class CheckpointConfig:
     """When to save: resume points, and apart from them the best by a metric."""
 
     every: int = 1000  # train_steps; the last one is always saved
-    keep: int = 2
+    keep: int = 2  # the newest
+    keep_every: int | None = None  # and those of train_steps that this divides, for good
     best_metric: str | None = None  # e.g. "validation/robot/action"
     best_mode: Literal["min", "max"] = "min"
     best_keep: int = 1

@@ -46,7 +46,12 @@ def test_debug_config_from_disk_to_an_action(bridge, tmp_path, capsys):
     out = tmp_path / "run"
     config = ["--config", f"configs/debug.py:data={bridge},steps=2", "--config.checkpoint.every=1"]
     assert cli.main(["train", *config, *SMALL, "--workdir", str(out)]) == 0
-    assert "bridge" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "bridge" in printed
+    table = [line.split() for line in printed.splitlines() if line.startswith("params/")]
+    kernel = next(row for row in table if row[0] == "params/trunk/final_norm_trunk/scale")
+    assert kernel[1:] == ["[32]", "replicated", "32", "128"]  # shape, sharding, numbers, bytes
+    assert printed.splitlines()[-1].endswith("bytes per device")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2 and all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
     assert any("validation/robot/action" in row for row in rows)
@@ -135,8 +140,18 @@ def test_a_dry_run_says_everything_and_writes_nothing(bridge, tmp_path, capsys):
     assert f"statistics computed from the training episodes\n{key} action: " in text
     assert f"{key} proprio/ee: " in text and text.count("q01 ") == 2
     paths = [line for line in lines if line and line[0].startswith("params/")]
-    sizes = {line[0]: int(line[-1].replace(",", "")) for line in paths}
+    sizes = {line[0]: int(line[-2].replace(",", "")) for line in paths}
     assert sizes["params/heads_action/mlp/hidden_0/kernel"] == 64 * 64
-    (total,) = (line[-1] for line in lines if line[:1] == ["parameters"])
+    assert all(int(line[-1].replace(",", "")) * 8 >= sizes[line[0]] * 4 for line in paths)
+    (total,) = (line[0] for line in lines if line[1:2] == ["numbers,"])
     assert int(total.replace(",", "")) == sum(sizes.values())
     assert not out.exists() and list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_mesh_that_is_not_here_says_so(bridge, capsys):
+    words = ["--config", f"configs/debug.py:data={bridge}", *SMALL, "--config.mesh.fsdp=3"]
+    assert cli.main(["train", "--dry-run", *words]) == 0
+    *_, table, end = capsys.readouterr().out.splitlines()
+    assert table.endswith("bytes per device")
+    assert end.startswith("as on ONE device") and "multiple of 3 devices" in end
+    assert "vla plan --topology" in end

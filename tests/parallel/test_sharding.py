@@ -87,7 +87,8 @@ def test_report_counts_bytes(mesh):
     shardings = sharding.state_shardings(PARAMS, PARAMS, RULES, mesh, small=1)
     text = sharding.report(PARAMS, shardings)
     lines = text.splitlines()
-    assert len(lines) == 4 and "params/trunk/kernel  [3, 8, 16]  -, fsdp, tensor" in text
+    assert len(lines) == 5 and "params/trunk/kernel  [3, 8, 16]  -, fsdp, tensor" in text
+    assert lines[0].split() == "parameter shape sharding numbers bytes per device".split()
     numbers = 3 * 8 * 16 + 3 * 16 + 16 * 6
     held = (3 * 8 * 16 // 4 + 3 * 16 + 16 * 6 // 2) * 4
     assert lines[-1] == f"{numbers} numbers, {numbers * 4:,} bytes, {held:,} bytes per device"

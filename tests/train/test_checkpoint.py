@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -146,6 +147,29 @@ def test_kill_9_during_a_save_leaves_a_readable_checkpoint(tmp_path, delay):
     assert loaded.meta.step in (1, 2)
     expected = jax.random.normal(jax.random.key(0), (64, 64, 1024))
     np.testing.assert_array_equal(loaded.variables["params"]["kernel"], expected)
+
+
+def test_a_save_returns_before_it_is_on_disk(made, tmp_path, monkeypatch):
+    """The last thing of a save is a rename, in another thread: training goes on meanwhile."""
+    _, config, _, state = made
+    go, asked, rename = threading.Event(), [], os.rename
+
+    def held_up(source, target, **more):
+        asked.append(threading.current_thread())
+        if not go.wait(60):
+            raise OSError("the save was waited for")
+        return rename(source, target, **more)
+
+    saver = checkpoint.Checkpoints(str(tmp_path), config, ASSETS)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", held_up)
+        saver.save(1, state, {"robot": 16, "vl": 8})
+        assert not (tmp_path / checkpoint.RESUME / "1").exists()
+        go.set()
+        saver.wait()
+    assert threading.main_thread() not in asked and asked
+    assert checkpoint.load(str(tmp_path)).meta.step == 1
+    saver.close()
 
 
 def test_a_dropped_save_is_moved_before_it_is_deleted(made, tmp_path, monkeypatch):

@@ -4,13 +4,15 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.train import toy
 from vla_jax import plugin, trees
+from vla_jax.parallel import arrays
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import checkpoint, hooks, loop, start
+from vla_jax.train import checkpoint, hooks, loop, program, start
 from vla_jax.train.writers import jsonl
 
 ONE = jax.devices()[:1]
@@ -177,6 +179,59 @@ def test_updates_that_are_left_out(tmp_path):
     config = toy.config(steps=40, optimizer=dict(skip=0.0), checkpoint=dict(every=100))
     with pytest.raises(plugin.UserError, match="25th update in a row that was left out"):
         toy.run(config, tmp_path / "c", objectives=broken, devices=ONE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Struck(toy.Square):
+    """Its value is off at some batches of 8 rows; its gradient is what it always is."""
+
+    at: tuple[tuple[int, float], ...]  # (first row of a batch, what is added)
+
+    def __call__(self, answers, errors, batch):
+        total, metrics = super().__call__(answers, errors, batch)
+        for row, added in self.at:
+            total += jnp.where(batch.row_id[0] == row, added, 0.0)
+        return total, metrics
+
+
+def test_a_loss_that_spikes_or_breaks_is_left_out_and_counted(tmp_path):
+    """Only the loss is wrong, the gradient is fine: nothing moves but the counts."""
+    spike, nan = 24, 26  # train_steps
+    at = ((8 * (spike - 1), 1e4), (8 * (nan - 1), float("nan")))
+    struck = {**toy.OBJECTIVES, "vl": {"point": (Struck(head="vl", target="point", at=at), 0.5)}}
+    states, counts = {}, {}
+
+    def look(step, state):
+        inner = state.opt_state.inner
+        states[step] = jax.device_get((state.trained, inner, state.opt_state.norm))
+        counts[step] = int(state.opt_state.skipped)
+        return {}
+
+    hook = hooks.Hook(name="look", every=1, call=look)
+    config = toy.config(steps=28, optimizer=dict(skip=0.0), checkpoint=dict(every=28))
+    state = toy.run(config, tmp_path, objectives=struck, hooks=[hook], devices=ONE)
+    assert int(state.step) == 28 and counts[28] == 2 and counts[spike - 1] == 0
+    for done in range(21, 29):
+        assert same(states[done], states[done - 1]) == (done in (spike, nan)), done
+    lines = {line["step"]: line for line in jsonl.read(tmp_path) if "lr" in line}
+    assert [done for done in lines if lines[done]["skipped"]] == [spike, nan]
+    assert lines[spike]["loss"] > 100 > lines[28]["loss"] and "loss" not in lines[nan]
+    assert lines[spike]["gradient_norm"] < 10 * lines[spike - 1]["gradient_norm"]
+
+
+def test_the_state_is_donated(tmp_path):
+    """What goes into a train_step is gone after it, all of it; and its output lies there."""
+    config = toy.config()
+    plan = start.plan(config, toy.Model(), toy.batches(config), meshes.make(devices=ONE))
+    with meshes.use(plan.mesh):
+        run = program.train_step(config, toy.Model(), toy.OBJECTIVES, plan)
+        state, batches = start.fresh(plan), arrays.global_batch(toy.batches(config), plan.mesh)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        memory = program.lower(run, plan, batches).compile().memory_analysis()
+        after, _ = run(state, batches)
+    kept = [path for path, leaf in trees.items(state) if not leaf.is_deleted()]
+    assert kept == [] and not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+    assert memory.alias_size_in_bytes == size
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def settings(**changes) -> config_lib.OptimizerConfig:
 
 def advance(chain, params, state, grads) -> tuple:
     """(parameters, state) after one gradient."""
-    updates, state = chain.update(grads, state, params)
+    update = optax.with_extra_args_support(chain).update
+    updates, state = update(grads, state, params, loss=jnp.ones(()))
     return optax.apply_updates(params, updates), state
 
 
@@ -205,7 +206,7 @@ def test_a_state_is_saved_and_comes_back(tmp_path):
     plan = start.plan(config, toy.Model(), toy.batches(config), mesh)
     state = start.fresh(plan)
     grads = jax.tree.map(jnp.cos, state.trained)
-    state = steps._advance(state, grads, plan.optimizer, config.optimizer)
+    state = steps._advance(state, grads, jnp.ones(()), plan.optimizer, config.optimizer)
     saver = checkpoint.Checkpoints(str(tmp_path), config, checkpoint.Assets())
     saver.save(1, state, {"robot": 16, "vl": 8})
     saver.wait()

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +113,7 @@ def test_bad_gradients_are_left_out_and_counted(limit):
     good = [{"params": {"w": jnp.full(4, 1 + 0.1 * i)}} for i in range(40)]
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
     spike = jax.tree.map(lambda x: x * 1e4, params)
-    update = jax.jit(careful.update)
+    update = jax.jit(functools.partial(careful.update, loss=jnp.ones(())))
     plain, state = chain.init(params), careful.init(params)
     for i, grads in enumerate(good):
         for bad in [broken] + ([spike] if limit and i > optimizer.SEEN else []):
@@ -126,6 +128,34 @@ def test_bad_gradients_are_left_out_and_counted(limit):
         close(updates, expected)
     spikes = (39 - optimizer.SEEN) * bool(limit)
     assert int(state.used) == 40 and int(state.skipped) == 40 + spikes
+
+
+def test_a_loss_out_of_the_way_is_left_out_though_its_gradient_is_fine():
+    """Falling, flat or noisy, a loss passes; a spike, NaN and inf do not, and move nothing."""
+    careful = optimizer.skipping(optax.adam(0.1), 0.0, 6.0)
+    rng = np.random.default_rng(0)
+    kinds = {
+        "falling": 5 * 0.95 ** np.arange(60),
+        "flat": 1 + 1e-4 * np.arange(60),
+        "noisy": 2 + 0.1 * rng.normal(size=60),
+        "one": np.where(np.arange(60) == 0, 50.0, 1.0),  # the first may be anything
+    }
+    update = jax.jit(careful.update)
+    for losses in kinds.values():
+        state = careful.init(PARAMS)
+        for i, loss in enumerate(losses):
+            if i > optimizer.SEEN:
+                for bad in (jnp.nan, jnp.inf, 500.0 if losses[0] == 50 else 3 * losses[0]):
+                    updates, after = update(GRADS, state, PARAMS, loss=jnp.float32(bad))
+                    assert not any(np.any(u) for u in jax.tree.leaves(updates))
+                    kept = after._replace(skipped=state.skipped)
+                    same = zip(jax.tree.leaves(kept), jax.tree.leaves(state))
+                    assert all(np.array_equal(a, b) for a, b in same)
+                    assert int(after.skipped) == int(state.skipped) + 1
+            _, state = update(GRADS, state, PARAMS, loss=jnp.float32(loss))
+        assert int(state.used) == 60 and int(state.skipped) == 0
+        np.testing.assert_allclose(state.loss, np.mean(losses), rtol=1e-4)  # fewer than AVERAGED
+        np.testing.assert_allclose(state.spread, np.var(losses), rtol=1e-3, atol=1e-7)
 
 
 def test_agrees_with_optax_adamw():

@@ -61,6 +61,22 @@ def test_accumulation_is_the_full_batch(single, pieces, devices):
         assert metrics[name][1] == count
 
 
+def test_the_parts_of_the_gradient_norm_add_up_to_it(single):
+    """By module and by row of optimizer.groups: each leaf of the gradient is in one of each."""
+    gradient, metrics = single
+    leaves = {path: np.sum(np.square(g)) for path, g in trees.items(gradient)}
+    parts = {k.removeprefix("gradient_norm/"): v[0] for k, v in metrics.items() if "norm/" in k}
+    groups = {name: parts.pop(name) for name in list(parts) if name.startswith("group_")}
+    assert set(parts) == {"stem", "kernel", "robot", "vl"} and set(groups) == {"group_0", "group_1"}
+    for found in (parts, groups):
+        total = np.sqrt(sum(np.square(list(found.values()))))
+        np.testing.assert_allclose(total, metrics["gradient_norm"][0], rtol=1e-5)
+    biases = np.sqrt(sum(size for path, size in leaves.items() if path.endswith("/bias")))
+    np.testing.assert_allclose(groups["group_0"], biases, rtol=1e-4)
+    stem = np.sqrt(sum(size for path, size in leaves.items() if "/stem/" in path))
+    np.testing.assert_allclose(parts["stem"], stem, rtol=1e-4)
+
+
 def test_loss_is_the_sum_over_streams_by_exact_counts(single):
     """The loss from numpy: each objective's sum over its real entries, divided by their number."""
     config, metrics = toy.config(), single[1]

@@ -12,6 +12,7 @@ error of its own, all end with its code. What launchers make of it stands in par
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 from vla_jax import config as config_lib
@@ -91,21 +92,31 @@ def train(config: config_lib.TrainConfig, arguments: argparse.Namespace) -> int:
 
 
 def describe(assembly) -> str:
-    """The mixtures, what each stream's tokens see, and every parameter with its size, as text."""
-    import jax
-
-    from vla_jax import trees
-    from vla_jax.models import synthetic
+    """The mixtures, what each stream's tokens see, and every parameter where it lies, as text."""
     from vla_jax.nn import visibility
 
-    examples = synthetic.batches(assembly.config, assembly.vocabulary_size)
-    shapes = jax.eval_shape(lambda: assembly.network.init(jax.random.key(0), examples))
     rules = visibility.make(assembly.config.model.rules)
     parts = [assembly.tables()]
     for name in assembly.config.streams:
         parts.append(f"stream {name}\n{visibility.picture(assembly.network.layout(name), rules)}")
-    rows = [
-        f"{path:<64} {str(leaf.shape):>20} {leaf.size:>12,}" for path, leaf in trees.items(shapes)
-    ]
-    parts.append("\n".join([*rows, f"{'parameters':<64} {'':>20} {trees.count(shapes):>12,}"]))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, _parameters(assembly)])
+
+
+def _parameters(assembly) -> str:
+    """The table of parameters on the config's mesh, or on one device where that is not here."""
+    import jax
+
+    from vla_jax.models import synthetic
+    from vla_jax.parallel import mesh as meshes
+    from vla_jax.train import start
+
+    config, said = assembly.config, ""
+    try:
+        mesh = meshes.make(dataclasses.asdict(config.mesh))
+    except plugin.UserError as error:
+        mesh = meshes.make(devices=jax.devices()[:1])
+        said = f"\nas on ONE device, since this machine has another number: {error}"
+        said += "; `vla plan --topology …` has the bytes per device of its mesh"
+    examples = synthetic.examples(config, assembly.vocabulary_size)
+    with meshes.use(mesh):
+        return start.plan(config, assembly.network, examples, mesh).report() + said

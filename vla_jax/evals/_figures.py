@@ -156,7 +156,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]], columns: int = 3) -> str:
         return pages.svg(figure, "curves")
 
 
-NOT_LEARNING = ("gradient_norm", "seconds", "samples_per_second")
+NOT_LEARNING = ("gradient_norm", "seconds", "samples_per_second", "restore")
 
 
 def _panel(metric: str) -> str | None:

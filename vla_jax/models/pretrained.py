@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from vla_jax import plugin, trees
 
 
@@ -35,46 +33,39 @@ class Report:
         return "\n".join(lines)
 
 
-def load(
+def match(
     target: Any,
     source: Any,
     *,
     fresh: Sequence[str] = (),
     rename: Sequence[tuple[str, str]] = (),
-) -> tuple[Any, Report]:
-    """(`target` with the leaves that `source` also has taken from there, Report).
+) -> tuple[dict[str, str], Report]:
+    """({path of `target`: path of `source` whose value it takes}, Report); only shapes are read.
 
     `fresh` are regexes over paths that keep their initial value where the checkpoint has none or
     another shape; `rename` are (regex, replacement) pairs that turn a path of `target` into one of
     `source`, first match wins. Raises UserError listing every path that is missing or of another
-    shape without being declared fresh. Leaves of `target` may be abstract (ShapeDtypeStruct) only
-    where they are loaded.
+    shape without being declared fresh.
     """
-    have = dict(trees.items(source))
-    mapped, missing, wrong, used = [], [], [], set()
-
-    def choose(path: str, leaf: Any) -> Any:
+    have = {path: tuple(leaf.shape) for path, leaf in trees.items(source)}
+    taken, missing, wrong = {}, [], []
+    for path, leaf in trees.items(target):
         name = _renamed(path, rename)
         is_fresh = any(re.fullmatch(pattern, path) for pattern in fresh)
-        if name in have and tuple(np.shape(have[name])) == tuple(leaf.shape):
-            if not is_fresh:
-                mapped.append(path)
-                used.add(name)
-                return np.asarray(have[name], leaf.dtype)
-        elif not is_fresh:
-            got = f"shape {tuple(np.shape(have[name]))}" if name in have else "nothing"
-            wrong.append(f"  {path}: checkpoint has {got}, this network needs {tuple(leaf.shape)}")
+        if name in have and have[name] == tuple(leaf.shape) and not is_fresh:
+            taken[path] = name
+            continue
         missing.append(path)
-        return leaf
-
-    loaded = trees.map_with_path(choose, target)
+        if not is_fresh:
+            got = f"shape {have[name]}" if name in have else "nothing"
+            wrong.append(f"  {path}: checkpoint has {got}, this network needs {tuple(leaf.shape)}")
     if wrong:
         raise plugin.UserError(
             "the checkpoint is of another architecture; declare what may start fresh "
             "(init_from.fresh = (regex, …)) or fix the config:\n" + "\n".join(wrong)
         )
-    unused = tuple(path for path in have if path not in used)
-    return loaded, Report(mapped=tuple(mapped), missing=tuple(missing), unused=unused)
+    unused = tuple(path for path in have if path not in set(taken.values()))
+    return taken, Report(mapped=tuple(taken), missing=tuple(missing), unused=unused)
 
 
 def _renamed(path: str, rename: Sequence[tuple[str, str]]) -> str:
@@ -86,7 +77,7 @@ def _renamed(path: str, rename: Sequence[tuple[str, str]]) -> str:
 
 def fresh_paths(source: Mapping, target: Mapping) -> tuple[str, ...]:
     """Paths of `target` that `source` lacks or has in another shape: what a new embodiment adds."""
-    have = {path: tuple(np.shape(leaf)) for path, leaf in trees.items(source)}
+    have = {path: tuple(leaf.shape) for path, leaf in trees.items(source)}
     return tuple(path for path, leaf in trees.items(target) if have.get(path) != tuple(leaf.shape))
 
 

@@ -80,19 +80,19 @@ def owner(path: str, params: Mapping[str, Any]) -> str | None:
 
 
 def report(params: Any, shardings: Any) -> str:
-    """A table of every parameter: path, shape, axes, bytes per device; the last line sums up."""
-    rows, total, held = [], 0, 0
+    """A table of every parameter: path, shape, axes, numbers, bytes per device; then their sums."""
+    rows, total, held = [("parameter", "shape", "sharding", "numbers", "bytes per device")], 0, 0
     pairs = zip(trees.items(params), jax.tree.leaves(shardings))
     for (path, leaf), sharding in pairs:
         shard = math.prod(sharding.shard_shape(tuple(leaf.shape)))
         size = np.dtype(leaf.dtype).itemsize
         total, held = total + size * math.prod(leaf.shape), held + size * shard
         axes = ", ".join("+".join(_names(axis)) or "-" for axis in sharding.spec) or "replicated"
-        rows.append((path, f"{list(leaf.shape)}", axes, f"{size * shard:,}"))
-    widths = [max([len(row[i]) for row in rows], default=0) for i in range(4)]
+        numbers = f"{math.prod(leaf.shape):,}"
+        rows.append((path, f"{list(leaf.shape)}", axes, numbers, f"{size * shard:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}"
-        for a, b, c, d in rows
+        "  ".join(f"{cell:{'<<<>>'[i]}{widths[i]}}" for i, cell in enumerate(row)) for row in rows
     ]
     count = trees.count(params)
     return "\n".join([*lines, f"{count:,} numbers, {total:,} bytes, {held:,} bytes per device"])

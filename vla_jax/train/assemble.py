@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, storage, types
+from vla_jax import plugin, storage, trees, types
 from vla_jax.codecs import normalizer as normalizer_lib
 from vla_jax.codecs import text_tokenizer as text_tokenizer_lib
 from vla_jax.data import engine, mixture, statistics, statistics_file
@@ -32,7 +32,7 @@ class Assembly:
     statistics_from: str  # where the normalizer's numbers come from, for people
     text_tokenizer: text_tokenizer_lib.TextTokenizer | None
     spaces: tuple[types.ActionSpace, ...]
-    start: checkpoint.Loaded | None  # what init_from names; in a resumed run, its own checkpoint
+    start: checkpoint.Stored | None  # what init_from names; in a resumed run, its own checkpoint
 
     @property
     def vocabulary_size(self) -> int:
@@ -74,7 +74,7 @@ def assemble(config: config_lib.TrainConfig, workdir: str | None = None) -> Asse
     start = None
     if config.init_from and config.init_from.checkpoint:
         resumed = workdir is not None and checkpoint.resumable(workdir)
-        start = checkpoint.load(workdir if resumed else config.init_from.checkpoint)
+        start = checkpoint.look(workdir if resumed else config.init_from.checkpoint)
     tokenizer = _text_tokenizer(config, start)
     bodies = build.embodiments(config)
     spaces = build.action_spaces(bodies)
@@ -176,13 +176,19 @@ def _open(config, mix: mixture.Mixture, rows, start_n: int, *, workers: int) -> 
 
 
 def _values(assembly: Assembly, shapes: Mapping) -> Mapping:
-    """The values that `init_from` names for the parameters `shapes`; the rest stay shapes."""
+    """The values that `init_from` names for the parameters `shapes`; the rest stay shapes.
+
+    A checkpoint's go from its files to their place on the mesh: no host reads more than its part.
+    """
     settings, loaded = assembly.config.init_from, shapes
     if settings.checkpoint:
         fresh = [*settings.fresh, *(pretrained.encoder(n) + ".*" for n in settings.encoders)]
-        loaded, report = pretrained.load(
-            shapes, assembly.start.variables, fresh=fresh, rename=settings.rename
+        wanted = dict(trees.items(shapes))
+        taken, report = pretrained.match(
+            shapes, assembly.start.shapes(), fresh=fresh, rename=settings.rename
         )
+        found = assembly.start.place({path: (taken[path], wanted[path]) for path in taken})
+        loaded = trees.map_with_path(lambda path, leaf: found.pop(path, leaf), shapes)
         if processes.first():
             print(f"from {settings.checkpoint}\n{report}", file=sys.stderr, flush=True)
     tokenizers = assembly.config.model.tokenizers

@@ -1,6 +1,6 @@
-"""Checkpoints: self-sufficient folders of separate items. The only file that imports orbax.
+"""Checkpoints: self-sufficient folders of separate items. This and stored.py alone import orbax.
 
-    WORKDIR/checkpoints/STEP/{params,optimizer,ema,meta}    resume points, the newest few
+    WORKDIR/checkpoints/STEP/{params,optimizer,ema,meta}    resume points: the newest, every n-th
     WORKDIR/best/STEP/{params,ema,meta}                     the best few by a metric, kept apart
 
 ``params`` holds trained and frozen parameters in one tree, so that a run may freeze others.
@@ -12,12 +12,9 @@ asynchronous; a save that was interrupted has another name and is never read.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
 import pathlib
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,12 +22,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vla_jax import config as config_lib
-from vla_jax import plugin, storage, trees, types
+from vla_jax import plugin, storage
 from vla_jax.parallel import processes
-from vla_jax.train import checksums, provenance, trash
+from vla_jax.train import checksums, provenance, stored, trash
 from vla_jax.train import meta as metas
 from vla_jax.train import state as states
 from vla_jax.train.meta import BEST, RESUME, Assets, Meta, compare, find, read_meta, resumable
+from vla_jax.train.stored import (
+    UNREADABLE,
+    Loaded,
+    Stored,
+    arrays,
+    items,
+    load,
+    load_params,
+    look,
+    shapes,
+)
 
 __all__ = [
     "ADVICE",
@@ -40,47 +48,19 @@ __all__ = [
     "Checkpoints",
     "Loaded",
     "Meta",
+    "Stored",
     "arrays",
     "compare",
     "find",
     "items",
     "load",
     "load_params",
+    "look",
     "read_meta",
     "resumable",
     "shapes",
 ]
 ADVICE = "make room or choose another --workdir; the run goes on from its last checkpoint"
-UNREADABLE = Exception  # what Orbax raises when files fail; TensorStore raises ValueError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A checkpoint without mesh and optimizer: what policies, evaluations and fine-tuning take."""
-
-    variables: dict[str, Any]  # numpy; the moving average where there is one
-    meta: Meta
-    folder: pathlib.PurePath  # of this step
-
-    @property
-    def config(self) -> config_lib.TrainConfig:
-        """The config it was trained with."""
-        return self.meta.config
-
-    @property
-    def normalizer(self) -> str | None:
-        """The Normalizer's JSON."""
-        return self.meta.assets.normalizer
-
-    @property
-    def text_tokenizer(self) -> bytes | None:
-        """The SentencePiece model."""
-        return self.meta.assets.text_tokenizer
-
-    @property
-    def action_spaces(self) -> tuple[types.ActionSpace, ...]:
-        """The table that `Batch.action_space` indexes."""
-        return self.meta.assets.action_spaces
 
 
 class Checkpoints:
@@ -107,7 +87,7 @@ class Checkpoints:
         processes.meet("the folder of checkpoints")  # Orbax's barriers are collectives
         kept = (RESUME, BEST) if processes.first() and not buckets else ()
         self._trash = [trash.Trash(root / name) for name in kept]
-        self._resume = _manager(root / RESUME, max_to_keep=keep.keep)
+        self._resume = _manager(root / RESUME, max_to_keep=keep.keep, keep_period=keep.keep_every)
         self._best = None
         if keep.best_metric:
             self._best = _manager(
@@ -142,13 +122,22 @@ class Checkpoints:
         """The step of the newest resume point, None before the first."""
         return self._resume.latest_step()
 
-    def save(self, step: int, state: states.TrainState, n: Mapping[str, int]) -> None:
-        """Begins to save a resume point; nothing when this step is saved already."""
+    def save(
+        self,
+        step: int,
+        state: states.TrainState,
+        n: Mapping[str, int],
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to save a resume point; nothing when this step is saved already.
+
+        `seconds`: what the run has taken so far, see accounting.Account.
+        """
         if self.latest() == step:
             return
         self.check_space(state)
         arrays = {"params": state.variables, "optimizer": state.opt_state}
-        self._save(self._resume, step, state, n, arrays)
+        self._save(self._resume, step, state, n, arrays, seconds=seconds)
 
     def save_best(
         self,
@@ -182,14 +171,14 @@ class Checkpoints:
         self.check_space(variables, "make room, or choose another folder")
         self._write(self._resume, step, {}, {"params": variables})
 
-    def _save(self, manager, step, state, n, arrays, metrics=None):
+    def _save(self, manager, step, state, n, arrays, metrics=None, seconds=None):
         if state.ema is not None:
             arrays["ema"] = state.ema
-        self._write(manager, step, n, arrays, metrics)
+        self._write(manager, step, n, arrays, metrics, seconds)
 
-    def _write(self, manager, step, n, arrays, metrics=None):
+    def _write(self, manager, step, n, arrays, metrics=None, seconds=None):
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        meta = metas.to_json(step, n, self._config, self._assets, self._provenance)
+        meta = metas.to_json(step, n, self._config, self._assets, self._provenance, seconds or {})
         items["meta"] = ocp.args.JsonSave(meta)
         for dropped in self._trash:
             dropped.empty()
@@ -213,12 +202,12 @@ class Checkpoints:
         if abstract.ema is not None:
             wanted["ema"] = abstract.ema
         for name, tree in wanted.items():
-            _check(folder, name, tree)
+            stored.check(folder, name, tree)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
             got = self._resume.restore(step, args=ocp.args.Composite(**items))
         except UNREADABLE as error:
-            raise metas.damaged(folder, _first_line(error)) from error
+            raise metas.damaged(folder, stored.first_line(error)) from error
         trained, frozen = states.split(got["params"], self._config.freeze)
         state = states.TrainState(
             # Not device_put, which first compares the value between processes: a collective.
@@ -258,68 +247,6 @@ class Checkpoints:
                     folder.rmdir()
 
 
-def load(folder: str, step: int | None = None, averaged: bool = True) -> Loaded:
-    """The parameters of a run's folder (or of one step's) as numpy, without mesh and optimizer.
-
-    The moving average where there is one, unless `averaged` is False. UserError for a folder
-    without a checkpoint and for another format version.
-    """
-    path = find(folder, step)
-    meta = read_meta(path)
-    variables = _restore_numpy(path / "params")
-    if averaged and storage.is_dir(path / "ema"):
-        average = trees.flatten(_restore_numpy(path / "ema"))
-        variables = trees.unflatten({**trees.flatten(variables), **average})
-    return Loaded(variables=variables, meta=meta, folder=path)
-
-
-def load_params(folder: str, step: int | None = None) -> dict[str, Any]:
-    """The parameters alone, see `load`."""
-    return load(folder, step).variables
-
-
-def items(folder: pathlib.PurePath) -> list[str]:
-    """The names of the items that hold arrays in one step's folder: params, optimizer, ema.
-
-    As the save has listed them, whether or not their folders are still there.
-    """
-    folder = storage.path(folder)
-    try:
-        listed = json.loads(storage.read(folder / "_CHECKPOINT_METADATA"))["item_handlers"]
-    except (OSError, ValueError, KeyError) as error:
-        raise metas.damaged(folder, f"_CHECKPOINT_METADATA: {error!r}") from error
-    return sorted(name for name in listed if name not in ("meta", "metrics"))
-
-
-def shapes(folder: pathlib.PurePath, item: str) -> dict[str, Any]:
-    """{path: metadata with shape and dtype} of one item of a step's folder; reads no array."""
-    return dict(trees.items(_drop_empty(_metadata(storage.path(folder) / item))))
-
-
-def arrays(
-    folder: pathlib.PurePath, item: str, only: Collection[str] | None = None
-) -> Iterator[tuple[str, np.ndarray | Exception]]:
-    """(path, array) of one item of a step's folder, one at a time; an Exception if unreadable.
-
-    `only`: the paths wanted, all by default.
-    """
-    path = storage.path(folder) / item
-    reader, tree = ocp.PyTreeCheckpointHandler(), _metadata(path)
-    leaves, structure = jax.tree.flatten(tree)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    for i, (name, leaf) in enumerate(trees.items(tree)):
-        if not hasattr(leaf, "shape") or (only is not None and name not in only):
-            continue
-        one = [ocp.PLACEHOLDER] * len(leaves)
-        one[i] = leaf
-        wanted = jax.tree.unflatten(structure, one)
-        ask = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy)
-        try:
-            yield name, jax.tree.leaves(reader.restore(path, args=ask))[i]
-        except UNREADABLE as error:
-            yield name, error
-
-
 @contextlib.contextmanager
 def _write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     """What Orbax and its threads raise becomes a UserError that names the last good checkpoint."""
@@ -331,19 +258,10 @@ def _write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
         saved = metas.steps(storage.path(manager.directory))
         last = f"the last whole one is train_step {saved[-1]}" if saved else "it holds none yet"
         raise plugin.UserError(
-            f"{manager.directory}: a checkpoint could not be written: {_first_line(error)}; {last}."
-            " Is the disk full, or may you not write there? Give the same command again when it is "
-            "mended"
+            f"{manager.directory}: a checkpoint could not be written: {stored.first_line(error)}; "
+            f"{last}. Is the disk full, or may you not write there? Give the same command again "
+            "when it is mended"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """What TensorStore or Orbax said first; the rest are addresses in their sources."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    line = re.split(r" \[(?:source locations|tensorstore_spec)", line)[0]
-    return line if len(line) < 500 else f"{line[:200]} … {line[-280:]}"
 
 
 def _manager(folder: pathlib.PurePath, **options) -> ocp.CheckpointManager:
@@ -358,43 +276,3 @@ def _manager(folder: pathlib.PurePath, **options) -> ocp.CheckpointManager:
         raise plugin.UserError(
             f"{folder}: checkpoints cannot be written there: {error}; choose another --workdir"
         ) from error
-
-
-def _metadata(path: pathlib.PurePath) -> Any:
-    """The tree of an item's metadata; UserError where it cannot be read."""
-    try:
-        return ocp.PyTreeCheckpointHandler().metadata(path).tree
-    except UNREADABLE as error:
-        raise metas.damaged(path.parent, f"{path.name}: {_first_line(error)}") from error
-
-
-def _check(folder: pathlib.PurePath, name: str, wanted: Any) -> None:
-    """UserError with a readable difference unless the item's shapes are those of `wanted`."""
-    path = folder / name
-    if not storage.is_dir(path):
-        raise plugin.UserError(
-            f"checkpoint {folder} has no {name}; this config wants it (config.optimizer.ema?). "
-            "Begin another run from its parameters with config.init_from"
-        )
-    stored = _metadata(path)
-    difference = trees.diff(wanted, _drop_empty(stored))
-    if difference:
-        raise plugin.UserError(
-            f"checkpoint {folder}: its {name} are of another architecture:\n{difference}\n"
-            "To resume, use the config it was trained with; to begin from its parameters, another "
-            "--workdir and config.init_from"
-        )
-
-
-def _drop_empty(tree: Any) -> Any:
-    """Orbax lists empty nodes of named tuples; jax has no leaf for them."""
-    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else None, tree)
-
-
-def _restore_numpy(path: pathlib.PurePath) -> dict[str, Any]:
-    reader, tree = ocp.PyTreeCheckpointHandler(), _metadata(path)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    try:
-        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except UNREADABLE as error:
-        raise metas.damaged(path.parent, f"{path.name}: {_first_line(error)}") from error

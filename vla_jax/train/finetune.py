@@ -92,11 +92,11 @@ def prepare(request: Request, overrides: Sequence[str] = ()) -> Prepared:
     Raises UserError for a missing checkpoint or embodiment, for what `derive` refuses, and for a
     parameter that the checkpoint lacks, or has in another shape, without its organ being new.
     """
-    loaded = checkpoint.load(request.checkpoint)
+    before = checkpoint.look(request.checkpoint)
     name, body = find_body(request.embodiment)
-    config = derive(loaded.meta, body, dataclasses.replace(request, embodiment=name))
+    config = derive(before.meta, body, dataclasses.replace(request, embodiment=name))
     tree = config_lib.override(dataclasses.asdict(config), overrides)
-    return complete(config_lib.parse(config_lib.TrainConfig, tree), loaded, request.mode)
+    return complete(config_lib.parse(config_lib.TrainConfig, tree), before, request.mode)
 
 
 def find_body(embodiment: str) -> tuple[str, types.Embodiment]:
@@ -175,20 +175,20 @@ def derive(
     )
 
 
-def complete(config: config_lib.TrainConfig, loaded: checkpoint.Loaded, mode: str) -> Prepared:
+def complete(config: config_lib.TrainConfig, before: checkpoint.Stored, mode: str) -> Prepared:
     """`config` with `init_from.fresh` and `freeze` worked out from the parameters themselves.
 
     `config.init_from.fresh` names the new organs. A window of another length begins its position
     tables anew as well. UserError for any other parameter that cannot be loaded.
     """
-    shapes = _shapes(config, loaded)
+    shapes, have = _shapes(config, before), before.shapes()
     paths = trees.paths(shapes)
-    lacking = pretrained.fresh_paths(loaded.variables, shapes)
+    lacking = pretrained.fresh_paths(have, shapes)
     fresh = [p for p in config.init_from.fresh if any(re.fullmatch(p, path) for path in paths)]
-    window = max(stream.window for stream in loaded.config.streams.values())
+    window = max(stream.window for stream in before.config.streams.values())
     if config.streams[STREAM].window != window:
         fresh += [re.escape(p) for p in lacking if p.startswith("params/positions_")]
-    _, report = pretrained.load(shapes, loaded.variables, fresh=fresh)
+    _, report = pretrained.match(shapes, have, fresh=fresh)
     if mode == "head_only":
         trained = (*fresh, *_action_organs(config, paths))
         rows = tuple((pattern, False) for pattern in dict.fromkeys(trained))
@@ -197,9 +197,9 @@ def complete(config: config_lib.TrainConfig, loaded: checkpoint.Loaded, mode: st
     return Prepared(config=dataclasses.replace(config, init_from=init_from), report=report)
 
 
-def _shapes(config: config_lib.TrainConfig, loaded: checkpoint.Loaded) -> Mapping:
+def _shapes(config: config_lib.TrainConfig, before: checkpoint.Stored) -> Mapping:
     """The shapes of the network's parameters; nothing is computed."""
-    stored = loaded.text_tokenizer
+    stored = before.text_tokenizer
     tokenizer = text_tokenizer_lib.TextTokenizer(stored) if stored else None
     bodies = build.embodiments(config)
     network = build.network(

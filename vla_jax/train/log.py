@@ -25,7 +25,8 @@ class Log:
     """Means of the metrics since the last line, exact over masks: Σ sum / Σ count.
 
     Only process 0 writes and draws. A loss or parameters that are not finite raise UserError; where
-    such updates are left out (config.optimizer.skip), only PATIENCE of them in a row do.
+    such updates are left out (config.optimizer.skip), only PATIENCE of them in a row do. `once`
+    stands in the first line alone.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Log:
         config: config_lib.TrainConfig,
         start: int,
         account: accounting.Account,
+        once: Mapping[str, float] | None = None,
     ):
         self._left_out = 0  # updates in a row
         self._steps, self._every = config.steps, config.log_every
@@ -43,6 +45,7 @@ class Log:
         self._sums: dict[str, np.ndarray] = {}
         self._since, self._wait, self._counted = time.perf_counter(), 0.0, 0
         self._skipped = 0
+        self._once = dict(once or {})
         self._pending: tuple[int, Any] | None = None
         self._bar = _Bar(start, config.steps) if self._first else None
 
@@ -97,7 +100,8 @@ class Log:
         now = time.perf_counter()
         line = means(self._sums)
         line["seconds_per_step"] = max(now - self._since, 1e-9) / self._counted
-        line |= self._account.line(done, line["seconds_per_step"])
+        line |= self._account.line(line["seconds_per_step"]) | self._once
+        self._once = {}
         line["data_wait"] = self._wait / max(now - self._since, 1e-9)
         if self._skipped:
             line["skipped_samples"] = float(self._skipped)

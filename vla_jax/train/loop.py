@@ -74,7 +74,8 @@ def run(
         mesh = meshes.make(dataclasses.asdict(config.mesh), devices)
         stack.enter_context(meshes.use(mesh))
         plan = start.plan(config, model, examples, mesh)
-        logging.info("mesh %s\n%s", dict(mesh.shape), plan.report())
+        if processes.first():
+            print(plan.report(), flush=True)
 
         # ------------------------------------------------------------------ compiled train_steps
         train_step = program.train_step(config, model, objectives, plan)
@@ -89,19 +90,23 @@ def run(
         saver = checkpoints.Checkpoints(workdir, config, assets)
         stack.callback(saver.close)
         stack.push(processes.note_error)  # `close` waits for all, and one may have failed alone
-        n = dict.fromkeys(streams, 0)
-        clock = time.perf_counter()
-        if saver.latest() is not None:
+        n, before, clock = dict.fromkeys(streams, 0), {}, time.perf_counter()
+        resumed = saver.latest() is not None
+        if resumed:
             state, meta = saver.restore(plan.abstract)
             _check_order(config, assets, meta)
-            n |= meta.n
+            n, before = n | meta.n, meta.seconds
         else:
             state = start.fresh(plan, pretrained)
         # Two programs with collectives at once can wait for each other for ever on CPUs (Gloo).
         begin, took = int(jax.block_until_ready(state).step), time.perf_counter() - clock
+        restored = accounting.restored(state, took) if resumed else {}
+        clock = time.perf_counter()
         saver.check_space(state)
         ready()
-        account = accounting.Account(workdir, work, init=took)
+        made = {"restore": took, "init": 0.0} if resumed else {"init": took}
+        made["init"] += time.perf_counter() - clock
+        account, clock = accounting.Account(workdir, work, made, before), time.perf_counter()
 
         # -------------------------------------------------------------------------------- data
         rows = {
@@ -113,11 +118,12 @@ def run(
             for name, opener in streams.items():
                 opened[name] = opener(rows[name], n[name])
                 stack.callback(opened[name].close)
-        log = logs.Log(workdir, config, begin, account)
+        log = logs.Log(workdir, config, begin, account, restored)
         stack.callback(log.close)
         stop = stack.enter_context(hooks_lib.StopSignal())
         feed, metrics = feeds.Feed(opened, mesh, config.steps - begin), None
         stack.callback(feed.close)
+        account.spend("init", time.perf_counter() - clock)
 
         # -------------------------------------------------------------------------------- loop
         for done in range(begin + 1, config.steps + 1):
@@ -152,7 +158,7 @@ def run(
             stopping = stop.wished(done)
             if stopping or hooks_lib.due(done, config.checkpoint.every, config.steps):
                 log.flush()  # raises before a state that is not finite is saved
-                saver.save(done, state, n)
+                saver.save(done, state, n, account.seconds())
             log.pause("save", time.perf_counter() - clock)
             if stopping:
                 logging.warning("asked to stop: saved train_step %d of %d", done, config.steps)

@@ -44,6 +44,8 @@ class Meta:
     config: config_lib.TrainConfig
     assets: Assets
     provenance: dict[str, Any]
+    # What the run had taken by then, see accounting.Account.
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def compare(ours: Assets, theirs: Assets) -> dict[str, bool]:
@@ -159,7 +161,9 @@ def is_complete(path: pathlib.PurePath) -> bool:
     return storage.is_dir(path / "meta") and storage.is_dir(path / "params")
 
 
-def to_json(step, n, config, assets: Assets, provenance: dict) -> dict[str, Any]:
+def to_json(
+    step, n, config, assets: Assets, provenance: dict, seconds: Mapping[str, float]
+) -> dict[str, Any]:
     """The JSON item of a step's folder, as an object."""
     tokenizer = assets.text_tokenizer
     return {
@@ -172,6 +176,7 @@ def to_json(step, n, config, assets: Assets, provenance: dict) -> dict[str, Any]
         "text_tokenizer": None if tokenizer is None else base64.b64encode(tokenizer).decode(),
         "mixtures": {stream: dict(mixture) for stream, mixture in assets.mixtures.items()},
         "provenance": provenance,
+        "seconds": dict(seconds),
     }
 
 
@@ -203,5 +208,10 @@ def _parse_meta(raw: Mapping[str, Any]) -> Meta:
     )
     config = config_lib.parse(config_lib.TrainConfig, raw["config"], "checkpoint.config")
     return Meta(
-        step=raw["step"], n=raw["n"], config=config, assets=assets, provenance=raw["provenance"]
+        step=raw["step"],
+        n=raw["n"],
+        config=config,
+        assets=assets,
+        provenance=raw["provenance"],
+        seconds=raw["seconds"] if "seconds" in raw else {},  # older saves have none
     )

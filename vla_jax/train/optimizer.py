@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from vla_jax.train import muon
 FACTORS = ("lr", "weight_decay")
 AVERAGED = 100  # gradients that the average norm, against which a spike is judged, goes back
 SEEN = 20  # gradients before any is judged
+FLAT = 0.01  # a loss's spread is taken to be so much of its average at least
 FACTORED_DECAY = 0.8  # Adafactor: the second moment's decay is 1 - step^-0.8
 
 
@@ -58,8 +60,10 @@ def make(
 
     Adafactor (Shazeer & Stern 2018) is used as in big_vision (Zhai et al. 2022): the second moment
     of large matrices is factored, momentum is kept in bfloat16, the step is not scaled by the
-    parameter's size. Muon: train/muon.py. UserError for a row of `config.groups` that matches no
-    parameter, an unknown factor, or values per layer that do not fit the leading axis.
+    parameter's size. Muon: train/muon.py. With `config.skip` updates take the `loss` too, see
+    `skipping`. UserError for a row of
+    `config.groups` that matches no parameter, an unknown factor, or values per layer that do not
+    fit the leading axis.
     """
     trees.check_rows("config.optimizer.groups", _typed_by_user(config), variables)
     shapes = dict(trees.items(variables))
@@ -86,7 +90,7 @@ def make(
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     last = optax.GradientTransformation(init, update)
     chain = optax.chain(clip, *_moments(config, variables), last)
-    return chain if config.skip is None else skipping(chain, config.skip)
+    return chain if config.skip is None else skipping(chain, config.skip, config.skip_loss)
 
 
 class Skipping(NamedTuple):
@@ -94,36 +98,50 @@ class Skipping(NamedTuple):
 
     inner: Any
     norm: jax.Array  # float32 []: average of the norms of the gradients that were used
+    loss: jax.Array  # float32 []: average of the losses that they were of
+    spread: jax.Array  # float32 []: the variance of these
     used: jax.Array  # int32 []
     skipped: jax.Array  # int32 []
 
 
-def skipping(optimizer: optax.GradientTransformation, limit: float) -> optax.GradientTransformation:
-    """`optimizer` without the updates of gradients that are not finite, or far too large.
+def skipping(
+    optimizer: optax.GradientTransformation, limit: float, limit_loss: float = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer` without the updates whose loss or gradient is not finite, or far too large.
 
-    Too large is a norm over `limit` times the average of some hundred before (0: none is). A
-    gradient that is left out changes no state but the count.
+    Too large is a norm over `limit` times the average of some hundred before, and a loss over
+    `limit_loss` standard deviations above theirs (0: none is; OLMo-core's SkipStepOptimizer judges
+    both by deviations). An update that is left out changes no state but the count.
     """
 
     def init(params):
-        zero = jnp.zeros((), jnp.int32)
-        return Skipping(optimizer.init(params), jnp.zeros(()), zero, zero)
+        zero, none = jnp.zeros((), jnp.int32), jnp.zeros(())
+        return Skipping(optimizer.init(params), none, none, none, zero, zero)
 
-    def update(grads, state, params):
+    def update(grads, state, params, *, loss, **_):
         norm = optax.tree.norm(grads)
-        good = jnp.isfinite(norm)
+        good, early = jnp.isfinite(norm) & jnp.isfinite(loss), state.used < SEEN
         if limit:
-            good &= (state.used < SEEN) | (norm <= limit * state.norm)
+            good &= early | (norm <= limit * state.norm)
+        above = loss - state.loss
+        if limit_loss:
+            # A loss that hardly moves has next to no spread, and any next one would be far from it.
+            spread = jnp.maximum(jnp.sqrt(state.spread), FLAT * jnp.abs(state.loss))
+            good &= early | (above <= limit_loss * spread)
         whole = jax.tree.map(lambda g: jnp.where(good, g, jnp.zeros((), g.dtype)), grads)
         updates, inner = optimizer.update(whole, state.inner, params)
         updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.zeros((), u.dtype)), updates)
         inner = jax.tree.map(lambda new, old: jnp.where(good, new, old), inner, state.inner)
         used = state.used + good
         share = 1.0 / jnp.clip(used, 1, AVERAGED)
-        average = jnp.where(good, state.norm + share * (norm - state.norm), state.norm)
-        return updates, Skipping(inner, average, used, state.skipped + ~good)
+        # The variance of weights that fall with age: Finch 2009, Incremental calculation.
+        spread = (1 - share) * (state.spread + share * above**2)
+        averages = (state.norm + share * (norm - state.norm), state.loss + share * above, spread)
+        before = (state.norm, state.loss, state.spread)
+        after = [jnp.where(good, new, old) for new, old in zip(averages, before)]
+        return updates, Skipping(inner, *after, used, state.skipped + ~good)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def metrics(before: Any, after: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -131,6 +149,25 @@ def metrics(before: Any, after: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
     if not isinstance(after, Skipping):
         return {}
     return {"skipped": ((after.skipped - before.skipped).astype(jnp.float32), jnp.ones(()))}
+
+
+def groups(config: config_lib.OptimizerConfig, params: Any) -> dict[str, list[str]]:
+    """{"group_I": paths of the leaves of `params` whose first match is row I of config.groups}."""
+    rows = tuple((pattern, f"group_{i}") for i, (pattern, _) in enumerate(config.groups))
+    found: dict[str, list[str]] = {name: [] for _, name in rows}
+    for path in trees.paths(params):
+        found[trees.first_match(rows, path)].append(path)
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def describe(config: config_lib.OptimizerConfig, params: Any) -> list[str]:
+    """A line for each group that has a parameter: its name in the metrics, its row, its size."""
+    sizes = {path: math.prod(leaf.shape) for path, leaf in trees.items(params)}
+    return [
+        f"{name}  {config.groups[int(name.removeprefix('group_'))]}  {len(paths)} parameters, "
+        f"{sum(sizes[path] for path in paths):,} numbers trained"
+        for name, paths in groups(config, params).items()
+    ]
 
 
 def average(ema: Any, trained: Any, decay: float, step: jax.Array) -> Any:

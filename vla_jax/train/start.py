@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -24,7 +23,8 @@ from vla_jax.parallel import processes, sharding
 from vla_jax.train import optimizer as optimizers
 from vla_jax.train import state as states
 
-# (shapes of the parameters) -> the same tree; leaves that stay ShapeDtypeStructs begin fresh
+# (the parameters as ShapeDtypeStructs with shardings) -> the same tree: those that stay begin
+# fresh, numpy arrays are cut, jax's lie as asked and are used up
 Pretrained = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -47,7 +47,8 @@ class Plan:
     mesh: Mesh
     variables: dict[str, Any]  # ShapeDtypeStructs of all parameters
     optimizer: optax.GradientTransformation
-    create: Callable[[], states.TrainState]
+    groups: tuple[str, ...]  # the optimizer's, in words
+    create: Callable[..., states.TrainState]  # optionally from {path: array}, the rest random
     abstract: states.TrainState  # ShapeDtypeStructs with shardings
 
     @property
@@ -56,8 +57,9 @@ class Plan:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def report(self) -> str:
-        """A table of every parameter with its shape, axes and bytes per device."""
-        return sharding.report(self.abstract.variables, self.shardings.variables)
+        """The mesh, every parameter with its shape, axes and bytes per device, and the groups."""
+        table = sharding.report(self.abstract.variables, self.shardings.variables)
+        return "\n".join([f"mesh {dict(self.mesh.shape)}", *self.groups, table])
 
 
 def plan(
@@ -79,9 +81,12 @@ def plan(
         variables = jax.eval_shape(init)
         optimizer = optimizers.make(config.optimizer, config.steps, variables)
 
-        def create():
+        def create(given: Mapping[str, jax.Array] | None = None):
+            made = trees.map_with_path(
+                lambda path, leaf: given[path] if given and path in given else leaf, init()
+            )
             ema = config.optimizer.ema is not None
-            return states.create(init(), config.freeze, optimizer, ema, config.frozen_dtype)
+            return states.create(made, config.freeze, optimizer, ema, config.frozen_dtype)
 
         shapes = jax.eval_shape(create)
     shardings = sharding.state_shardings(
@@ -91,34 +96,44 @@ def plan(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
     )
     return Plan(
-        mesh=mesh, variables=variables, optimizer=optimizer, create=create, abstract=abstract
+        mesh=mesh,
+        variables=variables,
+        optimizer=optimizer,
+        groups=tuple(optimizers.describe(config.optimizer, shapes.trained)),
+        create=create,
+        abstract=abstract,
     )
 
 
 def fresh(plan: Plan, pretrained: Pretrained | None = None) -> states.TrainState:
     """The state before the first train_step, sharded from its first moment on.
 
-    `pretrained` gives values for some parameters; the moving average begins with them too.
+    `pretrained` gives values for some parameters; the moving average begins with them too. They
+    are donated: what they lie in becomes the state, and no random ones are made beside them.
     """
     # First, since it may refuse, and compiling takes time.
-    values = dict(trees.items(pretrained(plan.variables))) if pretrained else {}
-    options = _cheap_to_compile(plan)
-    create = jax.jit(plan.create, out_shardings=plan.shardings, compiler_options=options)
-    state = processes.beginning_together(create, "the fresh parameters")()
-    if pretrained is None:
-        return state
+    given = _given(plan, pretrained) if pretrained else {}
+    create = jax.jit(
+        plan.create,
+        out_shardings=plan.shardings,
+        donate_argnums=0,
+        compiler_options=_cheap_to_compile(plan),
+    )
+    return processes.beginning_together(create, "the fresh parameters")(given)
 
-    def place(path, leaf):
-        value = values[path]
-        if isinstance(value, jax.ShapeDtypeStruct):
-            return leaf
+
+def _given(plan: Plan, pretrained: Pretrained) -> dict[str, jax.Array]:
+    """{path: array as the state has it} of the parameters that `pretrained` gives."""
+    wanted = plan.abstract.variables
+
+    def place(leaf, value):
+        if isinstance(value, jax.ShapeDtypeStruct | jax.Array):
+            return value
         value = np.asarray(value, leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
-    trained = trees.map_with_path(place, state.trained)
-    frozen = trees.map_with_path(place, state.frozen)
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, trained)
-    return dataclasses.replace(state, trained=trained, frozen=frozen, ema=ema)
+    placed = trees.items(jax.tree.map(place, wanted, pretrained(wanted)))
+    return {path: value for path, value in placed if isinstance(value, jax.Array)}
 
 
 def _cheap_to_compile(plan: Plan) -> dict[str, Any] | None:
@@ -144,6 +159,13 @@ def check_intervals(config: config_lib.TrainConfig, measured: Collection[str]) -
     for name, every in intervals.items():
         if every is not None and every < 1:
             raise plugin.UserError(f"config.{name}: got {every}, expected 1 train_step or more")
+    keep = config.checkpoint
+    if keep.keep_every is not None and (keep.keep_every < 1 or keep.keep_every % keep.every):
+        raise plugin.UserError(
+            f"config.checkpoint.keep_every: got {keep.keep_every}, expected a multiple of "
+            f"config.checkpoint.every ({keep.every}): others are never saved; nearest: "
+            f"{max(round(keep.keep_every / keep.every), 1) * keep.every}"
+        )
     if not config.patience > 0:
         raise plugin.UserError(f"config.patience: got {config.patience}, expected seconds above 0")
     metric = config.checkpoint.best_metric

@@ -75,12 +75,12 @@ def make_train_step(
         for stream, named in counts.items():
             for name, count in named.items():
                 metrics[f"{stream}/{name}"] = (metrics[f"{stream}/{name}"][0], count)
-        after = _advance(state, grads, optimizer, config.optimizer)
+        after = _advance(state, grads, loss, optimizer, config.optimizer)
         one = jnp.ones(())
         metrics |= {
             "loss": (loss, one),
             "gradient_norm": (_norm(grads), one),
-            **{f"gradient_norm/{organ}": (_norm(g), one) for organ, g in _organs(grads).items()},
+            **{f"gradient_norm/{k}": (_norm(g), one) for k, g in _parts(config, grads).items()},
             "parameter_norm": (_norm(after.trained), one),
             "lr": (rate(state.step), one),
         } | optimizers.metrics(state.opt_state, after.opt_state)
@@ -116,11 +116,13 @@ def make_eval_step(
 def _advance(
     state: states.TrainState,
     grads: Any,
+    loss: jax.Array,
     optimizer: optax.GradientTransformation,
     config: config_lib.OptimizerConfig,
 ) -> states.TrainState:
     """The state after one update of the trained parameters and of their moving average."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    update = optax.with_extra_args_support(optimizer).update  # most look at no loss
+    updates, opt_state = update(grads, state.opt_state, state.trained, loss=loss)
     trained = optax.apply_updates(state.trained, updates)
     ema = state.ema
     if ema is not None:
@@ -191,12 +193,13 @@ def _weight(weight: config_lib.Schedule, step: jax.Array) -> jax.Array | float:
     return jnp.interp(step.astype(jnp.float32), jnp.asarray(xs, jnp.float32), jnp.asarray(ys))
 
 
-def _organs(grads: Mapping[str, Any]) -> dict[str, Any]:
-    """{module: its gradients}, e.g. trunk, heads_action; of all collections."""
-    found: dict[str, list] = {}
-    for modules in grads.values():
-        for name, tree in modules.items():
-            found.setdefault(name, []).append(tree)
+def _parts(config: config_lib.TrainConfig, grads: Mapping[str, Any]) -> dict[str, list]:
+    """{module or group of the optimizer: its gradients}, e.g. trunk, heads_action, group_1."""
+    flat, found = dict(trees.items(grads)), {}
+    for path, leaf in flat.items():
+        found.setdefault(path.split("/")[1], []).append(leaf)
+    for name, paths in optimizers.groups(config.optimizer, grads).items():
+        found[name] = [flat[path] for path in paths]
     return found
 
 

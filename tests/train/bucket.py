@@ -1,9 +1,14 @@
-"""A bucket on this machine: gcp-storage-emulator, with GCS's preconditions, which it lacks."""
+"""A bucket on this machine: gcp-storage-emulator, with what it lacks of GCS.
+
+Preconditions of writes and reads, and the generation beside what is read: TensorStore writes a
+manifest that it has read again only over that generation, and finds it malformed without one.
+"""
 
 import contextlib
 import http.server
 import os
 import threading
+import urllib.parse
 from functools import partial
 
 NAME = "gs://bucket"
@@ -36,6 +41,25 @@ def emulated():
             super().create_file(bucket_name, file_name, content, file_obj, file_id)
 
     class Handler(server.RequestHandler):
+        generation = None  # of the object that is being read
+
+        def do_GET(self):
+            url = urllib.parse.urlsplit(self.path)
+            named = urllib.parse.unquote(url.path.rpartition("/o/")[2])
+            there = self.storage.objects.get(NAME.removeprefix("gs://"), {}).get(named, {})
+            asked = urllib.parse.parse_qs(url.query)
+            self.generation = there.get("generation")
+            if self.generation and asked.get("ifGenerationNotMatch") == [self.generation]:
+                self.send_response(304)
+                self.end_headers()
+                return
+            super().do_GET()
+
+        def end_headers(self):
+            if self.generation:
+                self.send_header("x-goog-generation", self.generation)
+            super().end_headers()
+
         def do_POST(self):
             asked = server.Request(self, "POST").query
             self.storage.wanted = asked.get("ifGenerationMatch", [None])[0]

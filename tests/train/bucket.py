@@ -19,11 +19,9 @@ SETTINGS = {
 }
 
 
-@contextlib.contextmanager
-def emulated():
-    """The emulator's storage, with an empty bucket, and the environment that leads there."""
+def _strict():
+    """(storage, handler of requests) that keep to generations."""
     from gcp_storage_emulator import server
-    from gcp_storage_emulator.handlers import buckets
     from gcp_storage_emulator.storage import Storage
 
     class Refused(Exception):
@@ -72,10 +70,18 @@ def emulated():
             with contextlib.suppress(ConnectionError):  # a client that has read enough
                 super().handle()
 
-    storage = Strict(use_memory_fs=True)
+    return Strict(use_memory_fs=True), Handler
+
+
+@contextlib.contextmanager
+def emulated():
+    """The emulator's storage, with an empty bucket, and the environment that leads there."""
+    from gcp_storage_emulator.handlers import buckets
+
+    storage, handler = _strict()
     buckets.create_bucket(NAME.removeprefix("gs://"), storage)
     # One thread: a precondition and its upload are one, as in GCS.
-    running = http.server.HTTPServer(("127.0.0.1", 0), partial(Handler, storage))
+    running = http.server.HTTPServer(("127.0.0.1", 0), partial(handler, storage))
     url = f"http://127.0.0.1:{running.server_address[1]}"
     leads = SETTINGS | {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
     before = {name: os.environ.get(name) for name in leads}

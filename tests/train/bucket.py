@@ -1,9 +1,14 @@
-"""A bucket on this machine: gcp-storage-emulator, with GCS's preconditions, which it lacks."""
+"""A bucket on this machine: gcp-storage-emulator, with what it lacks of GCS.
+
+Preconditions of writes and reads, and the generation beside what is read: TensorStore writes a
+manifest that it has read again only over that generation, and finds it malformed without one.
+"""
 
 import contextlib
 import http.server
 import os
 import threading
+import urllib.parse
 from functools import partial
 
 NAME = "gs://bucket"
@@ -14,11 +19,9 @@ SETTINGS = {
 }
 
 
-@contextlib.contextmanager
-def emulated():
-    """The emulator's storage, with an empty bucket, and the environment that leads there."""
+def _strict():
+    """(storage, handler of requests) that keep to generations."""
     from gcp_storage_emulator import server
-    from gcp_storage_emulator.handlers import buckets
     from gcp_storage_emulator.storage import Storage
 
     class Refused(Exception):
@@ -36,6 +39,25 @@ def emulated():
             super().create_file(bucket_name, file_name, content, file_obj, file_id)
 
     class Handler(server.RequestHandler):
+        generation = None  # of the object that is being read
+
+        def do_GET(self):
+            url = urllib.parse.urlsplit(self.path)
+            named = urllib.parse.unquote(url.path.rpartition("/o/")[2])
+            there = self.storage.objects.get(NAME.removeprefix("gs://"), {}).get(named, {})
+            asked = urllib.parse.parse_qs(url.query)
+            self.generation = there.get("generation")
+            if self.generation and asked.get("ifGenerationNotMatch") == [self.generation]:
+                self.send_response(304)
+                self.end_headers()
+                return
+            super().do_GET()
+
+        def end_headers(self):
+            if self.generation:
+                self.send_header("x-goog-generation", self.generation)
+            super().end_headers()
+
         def do_POST(self):
             asked = server.Request(self, "POST").query
             self.storage.wanted = asked.get("ifGenerationMatch", [None])[0]
@@ -48,10 +70,18 @@ def emulated():
             with contextlib.suppress(ConnectionError):  # a client that has read enough
                 super().handle()
 
-    storage = Strict(use_memory_fs=True)
+    return Strict(use_memory_fs=True), Handler
+
+
+@contextlib.contextmanager
+def emulated():
+    """The emulator's storage, with an empty bucket, and the environment that leads there."""
+    from gcp_storage_emulator.handlers import buckets
+
+    storage, handler = _strict()
     buckets.create_bucket(NAME.removeprefix("gs://"), storage)
     # One thread: a precondition and its upload are one, as in GCS.
-    running = http.server.HTTPServer(("127.0.0.1", 0), partial(Handler, storage))
+    running = http.server.HTTPServer(("127.0.0.1", 0), partial(handler, storage))
     url = f"http://127.0.0.1:{running.server_address[1]}"
     leads = SETTINGS | {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
     before = {name: os.environ.get(name) for name in leads}

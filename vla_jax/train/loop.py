@@ -157,8 +157,10 @@ def run(
             # ---------------------------------------------------------------- resume points
             stopping = stop.wished(done)
             if stopping or hooks_lib.due(done, config.checkpoint.every, config.steps):
+                progress.at(f"the save of train_step {done}", others=True)
                 log.flush()  # raises before a state that is not finite is saved
                 saver.save(done, state, n, account.seconds())
+                progress.at(None)
             log.pause("save", time.perf_counter() - clock)
             if stopping:
                 logging.warning("asked to stop: saved train_step %d of %d", done, config.steps)

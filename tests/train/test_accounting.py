@@ -82,7 +82,7 @@ def test_the_sums_go_on_with_the_run(tmp_path, capsys):
     # What the restore took and read stands in the first line after it, and is said.
     size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
     assert third["restore/bytes"] == third["restore/host_bytes"] == size
-    assert 0 < third["restore/seconds"] == third["seconds/restore"]
+    assert 0 < third["restore/seconds"] <= third["seconds/restore"]
     assert "restore/bytes" not in last
     assert "restored train_step 2: 0.0 MB in" in capsys.readouterr().out
 

@@ -101,11 +101,9 @@ def run(
         # Two programs with collectives at once can wait for each other for ever on CPUs (Gloo).
         begin, took = int(jax.block_until_ready(state).step), time.perf_counter() - clock
         restored = accounting.restored(state, took) if resumed else {}
-        clock = time.perf_counter()
         saver.check_space(state)
         ready()
-        made = {"restore": took, "init": 0.0} if resumed else {"init": took}
-        made["init"] += time.perf_counter() - clock
+        made = {"restore" if resumed else "init": time.perf_counter() - clock}
         account, clock = accounting.Account(workdir, work, made, before), time.perf_counter()
 
         # -------------------------------------------------------------------------------- data
@@ -113,11 +111,10 @@ def run(
             name: arrays.rows_of_host(mesh, stream.batch_size)
             for name, stream in config.streams.items()
         }
-        opened = {}
-        if begin < config.steps:
-            for name, opener in streams.items():
-                opened[name] = opener(rows[name], n[name])
-                stack.callback(opened[name].close)
+        opened = {
+            name: stack.enter_context(contextlib.closing(opener(rows[name], n[name])))
+            for name, opener in (streams if begin < config.steps else {}).items()
+        }
         log = logs.Log(workdir, config, begin, account, restored)
         stack.callback(log.close)
         stop = stack.enter_context(hooks_lib.StopSignal())
@@ -150,7 +147,6 @@ def run(
                     log.flush()
                     found = hook.call(done, state)
                     log.write(done, {f"{hook.name}/{name}": v for name, v in found.items()})
-
             log.pause("evaluate", time.perf_counter() - clock)
             clock = time.perf_counter()
 

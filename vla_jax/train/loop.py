@@ -91,8 +91,7 @@ def run(
         stack.callback(saver.close)
         stack.push(processes.note_error)  # `close` waits for all, and one may have failed alone
         n, before, clock = dict.fromkeys(streams, 0), {}, time.perf_counter()
-        resumed = saver.latest() is not None
-        if resumed:
+        if resumed := saver.latest() is not None:
             state, meta = saver.restore(plan.abstract)
             _check_order(config, assets, meta)
             n, before = n | meta.n, meta.seconds
@@ -101,12 +100,10 @@ def run(
         # Two programs with collectives at once can wait for each other for ever on CPUs (Gloo).
         begin, took = int(jax.block_until_ready(state).step), time.perf_counter() - clock
         restored = accounting.restored(state, took) if resumed else {}
-        clock = time.perf_counter()
         saver.check_space(state)
-        ready()
-        made = {"restore": took, "init": 0.0} if resumed else {"init": took}
-        made["init"] += time.perf_counter() - clock
+        made = {"restore" if resumed else "init": took}
         account, clock = accounting.Account(workdir, work, made, before), time.perf_counter()
+        ready()
 
         # -------------------------------------------------------------------------------- data
         rows = {

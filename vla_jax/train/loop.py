@@ -91,8 +91,7 @@ def run(
         stack.callback(saver.close)
         stack.push(processes.note_error)  # `close` waits for all, and one may have failed alone
         n, before, clock = dict.fromkeys(streams, 0), {}, time.perf_counter()
-        resumed = saver.latest() is not None
-        if resumed:
+        if resumed := saver.latest() is not None:
             state, meta = saver.restore(plan.abstract)
             _check_order(config, assets, meta)
             n, before = n | meta.n, meta.seconds
@@ -102,9 +101,9 @@ def run(
         begin, took = int(jax.block_until_ready(state).step), time.perf_counter() - clock
         restored = accounting.restored(state, took) if resumed else {}
         saver.check_space(state)
-        ready()
-        made = {"restore" if resumed else "init": time.perf_counter() - clock}
+        made = {"restore" if resumed else "init": took}
         account, clock = accounting.Account(workdir, work, made, before), time.perf_counter()
+        ready()
 
         # -------------------------------------------------------------------------------- data
         rows = {

@@ -67,7 +67,8 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
     sent = census.collectives(compiled.as_text(), len(found))
     work = flops_lib.train_step(config, network, size, run.variables, batches)
     least = times(config, chip, len(found), work, memory, sent)
-    held = memory["program_bytes"]
+    memory["program_bytes"] += memory["batch_bytes"]  # the next one lies there too, see feed.py
+    fits = None if chip.memory is None else memory["program_bytes"] <= chip.memory
     return {
         "mesh": dict(mesh.shape),
         "devices": len(found),
@@ -77,7 +78,7 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(run.variables)),
         **memory,
         "memory_bytes": chip.memory,
-        "fits": None if chip.memory is None else bool(held <= chip.memory),
+        "fits": fits,
         "collectives": sent,
         "train_step_flops": sum(work.values()),
         "flops_by_part": work,
@@ -195,7 +196,7 @@ def text(found: dict) -> str:
         f"  parameters  {gib('parameter_bytes')}",
         f"  optimizer   {gib('optimizer_bytes')}",
         f"  average     {gib('ema_bytes')}",
-        f"  batch       {gib('batch_bytes')}",
+        f"  batch       {gib('batch_bytes')}   (and the next one, which is read ahead)",
         f"  temporaries {gib('temporary_bytes')}{note}",
         f"  in all      {gib('program_bytes')}{note}",
     ]

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 import textwrap
@@ -187,3 +188,13 @@ def test_options_of_the_compiler_stand_by_platform():
 def test_options_that_belong_to_no_platform_are_refused(flag, said):
     with pytest.raises(plugin.UserError, match=said):
         parsed(f"--config.{flag}")
+
+
+def test_a_file_is_read_anew_and_nothing_is_left_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file, then = tmp_path / "mine.py", 1_700_000_000
+    for value in (3, 4):  # as long, and of the same second
+        file.write_text(f"VALUE = {value}\n")
+        os.utime(file, (then, then))
+        assert plugin.load_attribute(file, "VALUE") == value
+    assert list(tmp_path.iterdir()) == [file]

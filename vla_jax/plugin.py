@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import inspect
 import pathlib
 import sys
@@ -106,11 +105,13 @@ def load_attribute(path: str | pathlib.Path, name: str) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Python file that defines {name}.")
     outside.add(str(path.resolve()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    loaded = importlib.util.module_from_spec(spec)
+    loaded = ModuleType(path.stem)
+    loaded.__file__ = str(path)
     sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours
     try:
-        spec.loader.exec_module(loaded)
+        # Not by an import, which would keep bytecode beside the user's file, and take a file that
+        # was changed within the second, to the same size, for the one before.
+        exec(compile(path.read_bytes(), path, "exec"), vars(loaded))
     finally:
         sys.path.remove(str(path.resolve().parent))
     if not hasattr(loaded, name):

@@ -47,7 +47,7 @@ def test_bytes_are_those_of_a_state_on_the_mesh(config, found):
     assert found["optimizer_bytes"] == held(state.opt_state)
     assert found["ema_bytes"] == 0 and found["mesh"]["fsdp"] == 4
     least = found["parameter_bytes"] + found["optimizer_bytes"] + found["temporary_bytes"]
-    assert found["program_bytes"] >= least + 2 * found["batch_bytes"]  # one is read ahead
+    assert found["program_bytes"] >= least + 3 * found["batch_bytes"]  # two are read ahead
 
 
 @pytest.mark.mesh

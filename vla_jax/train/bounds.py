@@ -27,8 +27,8 @@ from vla_jax.models import synthetic
 from vla_jax.nn import trunk
 from vla_jax.parallel import chips, sharding
 from vla_jax.parallel import mesh as meshes
+from vla_jax.train import feed, plan, smoke, start
 from vla_jax.train import flops as flops_lib
-from vla_jax.train import plan, smoke, start
 from vla_jax.train import step as steps
 
 REMAT = tuple(trunk.REMAT)  # of config.model.trunk.remat, from keeping all to keeping nothing
@@ -40,7 +40,7 @@ class Bound:
     """What one mesh, remat and batch take at least; bytes per device, seconds per train_step."""
 
     state_bytes: int
-    held_bytes: int  # state and batch: exact
+    held_bytes: int  # state, batch and those read ahead: exact
     kept_bytes: int  # of activations
     least_s: float  # 0 where nobody knows the chip's peaks
     estimated_s: float  # the same with what the mesh may send
@@ -103,7 +103,7 @@ class Bounds:
         )
         return Bound(
             state_bytes=held,
-            held_bytes=held + batch,
+            held_bytes=held + (1 + feed.AHEAD) * batch,
             kept_bytes=int(self.kept(remat) * share) // len(self._found),
             least_s=least["step_lower_bound_s"] or 0.0,
             estimated_s=guessed["step_lower_bound_s"] or 0.0,
@@ -122,7 +122,9 @@ class Bounds:
         config = changed(self._config, None, remat, 1)
         network, objectives = smoke.parts(config, tokenizer)
         do = steps.make_train_step(network.apply, objectives, run.optimizer, config)
-        return max(_stacked(jax.make_jaxpr(do)(run.abstract, self._batches).jaxpr), default=0)
+        with meshes.use(run.mesh):  # kernels of attention ask it what the devices are
+            traced = jax.make_jaxpr(do)(run.abstract, self._batches)
+        return max(_stacked(traced.jaxpr), default=0)
 
     def _sends(self, state: Any, mesh: jax.sharding.Mesh, share: float) -> float:
         """Estimated bytes that a device sends per train_step."""

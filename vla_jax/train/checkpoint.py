@@ -207,7 +207,7 @@ class Checkpoints:
         try:
             got = self._resume.restore(step, args=ocp.args.Composite(**items))
         except UNREADABLE as error:
-            raise metas.damaged(folder, stored.first_line(error)) from error
+            raise stored.refused(folder, "", error) from error
         trained, frozen = states.split(got["params"], self._config.freeze)
         state = states.TrainState(
             # Not device_put, which first compares the value between processes: a collective.

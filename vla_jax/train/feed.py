@@ -1,7 +1,9 @@
-"""Batches on the devices one ahead of the train_step, so that reading and copying overlap it.
+"""Batches on the devices ahead of the train_step, so that reading and copying overlap it.
 
-    thread   pull k+1, check, place ─▶ [one batch] ─▶ pull k+2 …
+    thread   pull k+2, check, place ─▶ [one batch] ─▶ pull k+3 …
     loop     take k ─▶ dispatch train_step k ─▶ metrics of k-1 ─▶ take k+1 …
+
+While the devices work on k, k+1 may be taken and k+2 be placed: `AHEAD` of them beside k.
 
 What is drawn and not yet taken is no part of a run's state: the loop counts what it has taken.
 """
@@ -20,6 +22,7 @@ from jax.sharding import Mesh
 from vla_jax import types
 from vla_jax.parallel import arrays
 
+AHEAD = 2  # batches at most on the devices beside the one that a train_step works on
 POLL = 0.002  # s between two looks at whether the devices have run dry
 PATIENCE = 10.0  # s that closing waits for a batch that is being read
 

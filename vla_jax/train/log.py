@@ -15,7 +15,7 @@ import rich.progress
 
 from vla_jax import config as config_lib
 from vla_jax import plugin
-from vla_jax.parallel import arrays
+from vla_jax.parallel import arrays, processes
 from vla_jax.train import accounting
 
 PATIENCE = 25  # updates in a row that may be left out
@@ -90,7 +90,7 @@ class Log:
         if np.isfinite(norm) and (skipped or np.isfinite(loss)) and self._left_out < PATIENCE:
             return
         row = f", the {self._left_out}th update in a row that was left out" if skipped else ""
-        raise plugin.UserError(
+        raise processes.KnownToAll(  # metrics are replicated; a save in flight may come to its end
             f"train_step {done}: the loss is {loss}, the parameters' norm {norm}{row}; "
             "lower config.optimizer.lr, lengthen its warmup, or look for broken rows. The last "
             "checkpoint is as it was"

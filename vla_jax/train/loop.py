@@ -133,30 +133,31 @@ def run(
             log.add(done, metrics, wait, skipped)  # fetches the metrics of the train_step before
             progress.at(None)
             n = {name: drawn + config.streams[name].batch_size for name, drawn in n.items()}
-            clock = time.perf_counter()
 
             # --------------------------------------------------------- validation and hooks
-            if validation and hooks_lib.due(done, config.validation.every, config.steps):
-                log.flush()
+            called = [hook for hook in hooks if hooks_lib.due(done, hook.every, config.steps)]
+            validated = validation and hooks_lib.due(done, config.validation.every, config.steps)
+            if called or validated:
+                log.flush()  # waits for the train_step, whose time is its own
+            clock = time.perf_counter()
+            if validated:
                 held_out = _validate(config, eval_step, state, validation, rows, mesh)
                 log.write(done, held_out)
                 saver.save_best(done, state, n, held_out)
-            for hook in hooks:
-                if hooks_lib.due(done, hook.every, config.steps):
-                    log.flush()
-                    found = hook.call(done, state)
-                    log.write(done, {f"{hook.name}/{name}": v for name, v in found.items()})
+            for hook in called:
+                found = hook.call(done, state)
+                log.write(done, {f"{hook.name}/{name}": v for name, v in found.items()})
             log.pause("evaluate", time.perf_counter() - clock)
-            clock = time.perf_counter()
 
             # ---------------------------------------------------------------- resume points
             stopping = stop.wished(done)
             if stopping or hooks_lib.due(done, config.checkpoint.every, config.steps):
                 progress.at(f"the save of train_step {done}", others=True)
                 log.flush()  # raises before a state that is not finite is saved
+                clock = time.perf_counter()
                 saver.save(done, state, n, account.seconds())
+                log.pause("save", time.perf_counter() - clock)
                 progress.at(None)
-            log.pause("save", time.perf_counter() - clock)
             if stopping:
                 logging.warning("asked to stop: saved train_step %d of %d", done, config.steps)
                 break

@@ -111,7 +111,8 @@ def skipping(
 
     Too large is a norm over `limit` times the average of some hundred before, and a loss over
     `limit_loss` standard deviations above theirs (0: none is; OLMo-core's SkipStepOptimizer judges
-    both by deviations). An update that is left out changes no state but the count.
+    both by deviations). An update that is left out changes no state but the count; the train_step
+    is counted, the schedule of this optimizer does not advance.
     """
 
     def init(params):

@@ -23,8 +23,8 @@ from vla_jax import plugin
 from vla_jax.models import synthetic
 from vla_jax.parallel import arrays, census, chips, fake_devices
 from vla_jax.parallel import mesh as meshes
+from vla_jax.train import feed, program, smoke, start
 from vla_jax.train import flops as flops_lib
-from vla_jax.train import program, smoke, start
 
 # A program that is only looked at need not be fast. LLVM comes after XLA has laid out its buffers:
 # these two change none of the figures; the config's own options stand beneath them.
@@ -67,7 +67,7 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
     sent = census.collectives(compiled.as_text(), len(found))
     work = flops_lib.train_step(config, network, size, run.variables, batches)
     least = times(config, chip, len(found), work, memory, sent)
-    memory["program_bytes"] += memory["batch_bytes"]  # the next one lies there too, see feed.py
+    memory["program_bytes"] += feed.AHEAD * memory["batch_bytes"]
     fits = None if chip.memory is None else memory["program_bytes"] <= chip.memory
     return {
         "mesh": dict(mesh.shape),
@@ -196,7 +196,7 @@ def text(found: dict) -> str:
         f"  parameters  {gib('parameter_bytes')}",
         f"  optimizer   {gib('optimizer_bytes')}",
         f"  average     {gib('ema_bytes')}",
-        f"  batch       {gib('batch_bytes')}   (and the next one, which is read ahead)",
+        f"  batch       {gib('batch_bytes')}   (and {feed.AHEAD} more, read ahead)",
         f"  temporaries {gib('temporary_bytes')}{note}",
         f"  in all      {gib('program_bytes')}{note}",
     ]

@@ -153,6 +153,17 @@ def arrays(
             yield name, error
 
 
+def refused(folder: pathlib.PurePath, item: str, error: BaseException) -> plugin.UserError:
+    """What to say of an error met while arrays were read onto devices."""
+    said = f"{item}{first_line(error)}"
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return plugin.UserError(
+            f"checkpoint {folder} does not fit into the devices' memory: {said}; use more devices "
+            "or more config.mesh.fsdp (`vla plan` says what the config needs)"
+        )
+    return metas.damaged(folder, said)
+
+
 def first_line(error: BaseException) -> str:
     """What TensorStore or Orbax said first; the rest are addresses in their sources."""
     while error.__cause__ is not None:
@@ -183,8 +194,8 @@ def check(folder: pathlib.PurePath, name: str, wanted: Any) -> None:
     if difference:
         raise plugin.UserError(
             f"checkpoint {folder}: its {name} are of another architecture:\n{difference}\n"
-            "To resume, use the config it was trained with; to begin from its parameters, another "
-            "--workdir and config.init_from"
+            "To resume, use the config and the version of vla_jax it was trained with; to begin "
+            "from its parameters, another --workdir and config.init_from"
         )
 
 
@@ -230,6 +241,6 @@ def _place(path: pathlib.PurePath, wanted: Mapping) -> dict[str, jax.Array]:
         try:
             got = jax.tree.leaves(ocp.PyTreeCheckpointHandler().restore(path, args=ask))
         except UNREADABLE as error:
-            raise metas.damaged(path.parent, f"{path.name}: {first_line(error)}") from error
+            raise refused(path.parent, f"{path.name}: ", error) from error
         found |= {name: got[i] for i, name in asked.items()}
     return found

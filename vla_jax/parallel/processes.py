@@ -9,11 +9,12 @@ import itertools
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import logging
@@ -27,7 +28,9 @@ from vla_jax.parallel import endings, launchers, watch
 
 HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` comes before
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
-ADDRESS = 300  # seconds until process 0's host must have an address
+# Seconds to join: until process 0's host has an address, and then until all have come. A cluster that
+# begins a run again takes many minutes from its first host to its last (nodes are made, images read).
+JOIN = 1800
 PATIENCE = 900.0  # seconds that a process waits for one that lives but does not come
 GRACE = 10.0  # and so long more, for that one to say itself where it hangs
 SHOWN = 5  # differences of a process that are spelled out
@@ -51,19 +54,32 @@ def initialize() -> None:
 
     `launchers.find` says which one this is; on a Cloud TPU machine where nothing does, jax asks the
     machine's metadata. Call it before anything touches the devices. UserError for an environment
-    that is half set, and where process 0's host has no address.
+    that is half set; where the others do not come, it ends the process with `watch.LOST`.
     """
-    limits = dict(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
     seat = launchers.find(os.environ)
-    if seat is None:
-        if _asks_metadata():
-            jax.distributed.initialize(**limits)
+    if seat is not None:
+        logging.info("process %d of %d, by %s", seat.process, seat.processes, seat.launcher)
+    elif not _asks_metadata():
         return
-    logging.info("process %d of %d, by %s", seat.process, seat.processes, seat.launcher)
-    if seat.coordinator is None:
+    if seat is not None and seat.coordinator is not None:
+        _await_address(seat.coordinator.rsplit(":", 1)[0].strip("[]"))
+    # jax itself ends with an abort and a page of addresses, so it is not to come first.
+    text = f"within {JOIN} s not all processes have come; see what the others say or do"
+    timer = threading.Timer(JOIN, _lost, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        _join(seat)
+    finally:
+        timer.cancel()
+
+
+def _join(seat: launchers.Seat | None) -> None:
+    limits = dict(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
+    limits |= dict(initialization_timeout=JOIN + 60)  # `initialize` comes before
+    if seat is None or seat.coordinator is None:
         jax.distributed.initialize(**limits)
         return
-    _await_address(seat.coordinator.rsplit(":", 1)[0].strip("[]"))
     jax.distributed.initialize(
         seat.coordinator,
         num_processes=seat.processes,
@@ -85,18 +101,25 @@ def _asks_metadata() -> bool:
 
 def _await_address(host: str) -> None:
     """Returns when `host` has an address: a pod gets its name some time after it has begun."""
-    limit = time.monotonic() + ADDRESS
+    limit = time.monotonic() + JOIN
     while True:
         try:
             socket.getaddrinfo(host, None)
             return
         except socket.gaierror as error:
             if time.monotonic() > limit:
-                raise plugin.UserError(
-                    f"process 0's host {host!r} has no address after {ADDRESS} s ({error}); does "
-                    "it run, and is the headless service there?"
-                ) from error
+                _lost(
+                    f"process 0's host {host!r} has no address after {JOIN} s ({error}); does it "
+                    "run, and is the headless service there?"
+                )
             time.sleep(1.0)
+
+
+def _lost(text: str) -> NoReturn:
+    """Ends this process, which waits where nothing comes: begun again, all may go well."""
+    sys.stdout.flush()
+    print(f"vla: {text} (exit code {watch.LOST})", file=sys.stderr, flush=True)
+    os._exit(watch.LOST)
 
 
 @contextlib.contextmanager
@@ -114,7 +137,10 @@ def together() -> Iterator[None]:
         host = distributed.global_state.coordinator_address.rsplit(":", 1)[0].strip("[]")
         if first():
             _watch = watch.Watch(0, host)
-        address = tell(_watch.address if first() else "")
+        try:
+            address = tell(_watch.address if first() else "")
+        except NotCome as error:  # nobody is watched yet who could be told
+            _lost(str(error))
         if not first():
             _watch = watch.Watch(jax.process_index(), host, address)
         atexit.register(_watch.linger)

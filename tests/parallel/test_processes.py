@@ -229,6 +229,26 @@ def test_who_does_not_move_on_says_so(monkeypatch, moves, capfd):
     assert "test_who_does_not_move_on_says_so" in capfd.readouterr().err  # its stack
 
 
+LONE = """
+import sys, time
+from vla_jax.parallel import processes
+with processes.together(), processes.Progress(1.0) as progress:
+    progress.at("train_step 3", others=True)
+    time.sleep(0.1 if sys.argv[1] == "moves" else 60)
+"""
+
+
+@pytest.mark.parametrize("way", ["moves", "hangs"])
+def test_a_process_that_is_alone_ends_when_it_hangs(way):
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "VLA_SINGLE": "1"}
+    command = [sys.executable, "-c", LONE, way]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=50)
+    assert done.returncode == (0 if way == "moves" else watch.LOST), done.stderr
+    if way == "hangs":
+        assert "hangs, for 1 s (config.patience), at train_step 3" in done.stderr
+        assert '"<string>", line 6' in done.stderr  # where it stands
+
+
 # Process 1 stands still where it draws its rows, or is stopped as a whole; its watcher goes on.
 HANGING = """
 import os, signal, sys, time

@@ -28,8 +28,9 @@ from vla_jax.parallel import endings, launchers, watch
 
 HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` comes before
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
-# Seconds to join: until process 0's host has an address, and then until all have come. A cluster that
-# begins a run again takes many minutes from its first host to its last (nodes are made, images read).
+# Seconds to join: until process 0's host has an address, and then until all have come. A cluster
+# that begins a run again takes many minutes from its first host to its last: nodes are made, images
+# read.
 JOIN = 1800
 PATIENCE = 900.0  # seconds that a process waits for one that lives but does not come
 GRACE = 10.0  # and so long more, for that one to say itself where it hangs
@@ -255,18 +256,18 @@ class Progress:
 
     The one that hangs in its own work says so, with its stack, after `patience` seconds. Those that
     wait for others come `GRACE` later, and name who does not say that it waits too (it may be
-    stopped). All end with exit code `watch.LOST`. It sets what `meet` and the like wait, too.
+    stopped). All end with exit code `watch.LOST`; so does a process that is alone, with its stack.
+    It sets what `meet` and the like wait, too.
     """
 
     def __init__(self, patience: float):
         global PATIENCE
         PATIENCE = patience
-        self._at: tuple[str, bool, float] | None = None
+        self._at: tuple[str, bool] | None = None
         self._left = threading.Event()
 
     def __enter__(self) -> Progress:
-        if _watch is not None:
-            threading.Thread(target=self._look, name="progress", daemon=True).start()
+        threading.Thread(target=self._look, name="progress", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -277,23 +278,29 @@ class Progress:
 
         `others`: whether it is done only when the other processes do it.
         """
-        self._at = (what, others, time.monotonic()) if what else None
+        self._at = (what, others) if what else None  # a new tuple each time
 
     def _look(self) -> None:
-        while not self._left.wait(min(5.0, PATIENCE / 4)):
+        tick, last, stood = min(5.0, PATIENCE / 4), None, 0.0
+        while not self._left.wait(tick):
             at = self._at
-            if at is None or time.monotonic() - at[2] < PATIENCE:
+            # Counted, not read from a clock: who was stopped (Ctrl-Z) and goes on has not hung.
+            stood = stood + tick if at is last else 0.0
+            last = at
+            if at is None or stood < PATIENCE:
                 continue
-            what, others, _ = at
+            what, others = at
             said = f"{name()} hangs, for {PATIENCE:g} s (config.patience), at {what}"
-            if others:
+            if others and _watch is not None:
                 said = self._wait(at)
             if said and self._at is at:
                 faulthandler.dump_traceback()
+                if _watch is None:
+                    _lost(said)
                 _watch.failed(said, watch.LOST)
                 return
 
-    def _wait(self, at: tuple[str, bool, float]) -> str:
+    def _wait(self, at: tuple[str, bool]) -> str:
         """Who hangs while this process waits for it; "" when it goes on after all."""
         store, key = distributed.global_state.client, f"{WAITS}/{jax.process_index()}"
         store.key_value_set(key, at[0], allow_overwrite=True)

@@ -100,6 +100,12 @@ def test_a_slurm_job_that_is_killed_each_time_comes_to_an_end(cluster):
     assert [cluster.run(137) for _ in range(3)] == [True, True, False]
 
 
+def test_a_new_job_counts_anew_though_its_first_end_is_free(cluster):
+    assert [cluster.run(137) for _ in range(2)] == [True, True]  # cancelled then, by scancel
+    cluster.restart = 0
+    assert [cluster.run(code) for code in (75, 137, 137, 137)] == [True, True, True, False]
+
+
 def test_a_job_whose_workdir_cannot_be_looked_at_ends(cluster):
     cluster.script = cluster.script.replace(str(cluster.workdir), "s3://bucket/run")
     program(cluster.folder / "srun", f"touch {cluster.folder}/ran")

@@ -60,7 +60,7 @@ def decide(arguments: argparse.Namespace) -> bool:
     tries = endings.Tries(arguments.restarts, arguments.begun, count)
     found = newest(arguments.workdir)
     again = tries.again(arguments.code, found)
-    if again and tries.count != count:
+    if again and (arguments.first or tries.count != count):
         storage.write(file, json.dumps(dict(count=tries.count)))
     elif not again and storage.is_file(file):
         storage.remove(file)  # who begins it by hand has seen to it

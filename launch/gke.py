@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 def render(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """The JobSet as Kubernetes reads it.
 
-    ValueError for chips or shapes that there are not, and for a workdir that ends with its pod.
+    ValueError for chips or shapes that there are not, no workdir, and one that ends with its pod.
     """
     _check_workdir(arguments, words)
     hosts, replicas, selector, resource, platform = _machines(arguments)
@@ -224,9 +224,11 @@ exec vla train {shlex.join(words)}"""  # exec: SIGTERM reaches the training
 
 
 def _check_workdir(arguments: argparse.Namespace, words: list[str]) -> None:
-    """ValueError for a --workdir on a pod's own disk: each would write there, and lose it."""
+    """ValueError for none, and for one on a pod's own disk: each would write there, and lose it."""
     workdir = endings.workdir(words)
-    if workdir is None or "://" in workdir:
+    if not workdir:
+        raise ValueError("expected --image, --tpu or --gpu, and -- --config C --workdir W")
+    if "://" in workdir:
         return
     place = pathlib.PurePosixPath(posixpath.normpath(posixpath.join(arguments.project, workdir)))
     shared = [path for _, path in _claims(arguments)]

@@ -6,8 +6,9 @@
 Each process gets VLA_COORDINATOR, VLA_PROCESSES and VLA_PROCESS (read by parallel/processes.py) and
 `--devices` fake CPU devices. Output is forwarded with the process's number in front. When one
 process fails, the others are ended and its exit code is passed on (parallel/endings.py says what
-launchers make of it; this one begins nothing again). SIGTERM is passed on to all: a training saves,
-and ends with exit code 75. With --dry-run the commands are printed, and nothing is started.
+launchers make of it; this one begins nothing again). SIGTERM and Ctrl-C are passed on to all: a
+training saves, and ends with exit code 75; a second Ctrl-C kills. With --dry-run the commands are
+printed, and nothing is started.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = wait(started)
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+        code = let_end(started)
     finally:
         end(started)
     for reader in readers:
@@ -119,6 +120,20 @@ def wait(processes: list[subprocess.Popen]) -> int:
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.1)
+
+
+def let_end(processes: list[subprocess.Popen]) -> int:
+    """The exit code as of `wait`, after Ctrl-C: all may take their time; a second one kills."""
+    print("local.py: waits until all have ended, Ctrl-C kills them", file=sys.stderr, flush=True)
+    ask_to_end(processes)
+    try:
+        for process in processes:
+            process.wait()
+        return wait(processes)
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+        return 128 + signal.SIGINT
 
 
 def ask_to_end(processes: list[subprocess.Popen]) -> None:

@@ -9,11 +9,11 @@
 The slice is a queued resource (`gcloud compute tpus queued-resources`). Every host runs the same
 command; jax finds the others by itself (parallel/processes.py). A training that was asked to stop
 has saved and exits with 75: it is begun again, on the same slice. So it is after 76, when a process
-was killed and when the slice was taken away, on a new one, at most `--restarts` times in a row
-without a newer checkpoint (parallel/endings.py): let it run where no line is cut, since gcloud
-gives the command again to a host that it has lost. Other failures end this program with their exit
-code; the slice stays for a look, and is given back by `--delete`. Not tried on a pod: none was at
-hand when it was written.
+was killed, when the line to it is cut and when the slice was taken away, on a new one, at most
+`--restarts` times in a row without a newer checkpoint (parallel/endings.py): let it run where no
+line is cut, since gcloud gives the command again to a host that it has lost. Other failures end
+this program with their exit code; the slice stays for a look, and is given back by `--delete`. Not
+tried on a pod: none was at hand when it was written.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from vla_jax.parallel import endings, watch
 CUT = 255  # of ssh itself: the line is cut, perhaps because the host is gone
 GONE = ("FAILED", "SUSPENDING", "SUSPENDED")  # states from which a slice does not come back
 POLL = 30.0  # seconds
+ASKED = 10  # times, POLL apart, that gcloud may fail to say how the request stands
 TPUS = ("gcloud", "compute", "tpus")
 
 
@@ -76,7 +77,7 @@ def train(pod: Pod, words: list[str], workdir: str, restarts: int) -> int:
         code, newest = slice_of(pod) or pod.call(pod.preparing()), tries.begun
         if not code:
             code, newest = pod.newest(workdir)
-        if code and pod.state() not in GONE:
+        if code not in (0, CUT) and pod.state() not in GONE:
             return code
         if not tries.again(ended, newest):  # how the time before has ended
             text = f"ended {tries.count} times in a row without a newer checkpoint; see why, then"
@@ -88,6 +89,8 @@ def train(pod: Pod, words: list[str], workdir: str, restarts: int) -> int:
         ended = watch.LOST if gone else code
         if ended not in (endings.PREEMPTED, *endings.COUNTED):
             return ended
+        if code == CUT:
+            time.sleep(POLL)
 
 
 def slice_of(pod: Pod) -> int:
@@ -121,11 +124,19 @@ class Pod:
         return subprocess.run(command).returncode
 
     def state(self) -> str | None:
-        """The request's state as Cloud TPU calls it, None where there is no request."""
-        done = subprocess.run(self.describing(), capture_output=True, text=True)
-        if done.returncode:
-            return None
-        return json.loads(done.stdout).get("state", {}).get("state", "UNKNOWN")
+        """The request's state as Cloud TPU calls it, None where there is no request.
+
+        None, too, where gcloud cannot say it for long: to ask for a slice then shows why.
+        """
+        for _ in range(ASKED):
+            done = subprocess.run(self.describing(), capture_output=True, text=True)
+            if not done.returncode:
+                return json.loads(done.stdout).get("state", {}).get("state", "UNKNOWN")
+            if "NOT_FOUND" in done.stderr:
+                return None
+            print(f"tpu_pod.py: {done.stderr.strip()}", file=sys.stderr, flush=True)
+            time.sleep(POLL)
+        return None
 
     def creating(self) -> list[str]:
         """Asks for the slice."""

@@ -208,3 +208,10 @@ def test_what_is_wrong_is_said(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         gke.main([*words, "--dry-run", "--", *WORDS])
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--config", "c.py"], ["--config", "c.py", "--workdir", ""]])
+def test_a_workdir_is_asked_for(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        gke.main([*TPU, "--dry-run", "--", *words])
+    assert stopped.value.code == 2 and "--workdir W" in capsys.readouterr().err

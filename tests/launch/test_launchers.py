@@ -100,6 +100,12 @@ def test_a_slurm_job_that_is_killed_each_time_comes_to_an_end(cluster):
     assert [cluster.run(137) for _ in range(3)] == [True, True, False]
 
 
+def test_a_new_job_counts_anew_though_its_first_end_is_free(cluster):
+    assert [cluster.run(137) for _ in range(2)] == [True, True]  # cancelled then, by scancel
+    cluster.restart = 0
+    assert [cluster.run(code) for code in (75, 137, 137, 137)] == [True, True, True, False]
+
+
 def test_a_job_whose_workdir_cannot_be_looked_at_ends(cluster):
     cluster.script = cluster.script.replace(str(cluster.workdir), "s3://bucket/run")
     program(cluster.folder / "srun", f"touch {cluster.folder}/ran")
@@ -124,8 +130,8 @@ plan = json.loads((folder / "plan").read_text())
 if verb == "describe":
     state = plan["states"].pop(0) if len(plan["states"]) > 1 else plan["states"][0]
     (folder / "plan").write_text(json.dumps(plan))
-    if state is None:
-        sys.exit(1)
+    if state in (None, "no line"):
+        sys.exit("ERROR: NOT_FOUND: no such request" if state is None else "ERROR: no line")
     print(json.dumps(dict(state=dict(state=state))))
 elif verb == "ssh":
     which = "look" if "again.py" in words[-1] else "train" if "vla train" in words[-1] else "set up"
@@ -135,10 +141,10 @@ elif verb == "ssh":
     (folder / "plan").write_text(json.dumps(plan))
     if which == "look":
         print(answer)
-        sys.exit(answer == "no such folder")
+        sys.exit({{"no such folder": 1, "cut": 255}}.get(answer, 0))
     sys.exit(answer)
 elif verb == "create":
-    sys.exit(plan["look"][0] if plan["states"] == [None] else 0)
+    sys.exit(plan["look"][0] if plan["states"] in ([None], ["no line"]) else 0)
 """
 
 
@@ -159,6 +165,12 @@ ASK, RUN = "describe", "ssh ssh ssh"  # for the state; set up, look for a checkp
         (["ACTIVE"], [1, 2, 3, 4, 5], [76, 137, 255, 76, 0], 0, None),
         (["ACTIVE"], [7], [76, 137, 255, 0], 76, None),
         (["ACTIVE"], [7, 7, 7, 8, 8, 8, 8], [137], 137, None),
+        # The line is cut before the training; that counts, too.
+        (["ACTIVE"], ["cut", -1], [0], 0, f"{ASK} ssh ssh {ASK} {RUN}"),
+        (["ACTIVE"], ["cut"], [0], 76, " ".join([f"{ASK} ssh ssh"] * 4)),
+        # gcloud does not say how the request stands: no other is made, unless for long.
+        (["no line", "no line", "ACTIVE"], [-1], [0], 0, f"{ASK} {ASK} {ASK} {RUN}"),
+        (["no line"], [7], [0], 7, f"{ASK} {ASK} {ASK} create {ASK} {ASK} {ASK}"),
         # Taken away in the middle: delete, create, go on.
         (
             ["ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"],
@@ -176,6 +188,7 @@ ASK, RUN = "describe", "ssh ssh ssh"  # for the state; set up, look for a checkp
 )
 def test_a_pod_to_its_end(tmp_path, monkeypatch, states, looks, trains, expected, verbs):
     monkeypatch.setattr(tpu_pod, "POLL", 0.0)
+    monkeypatch.setattr(tpu_pod, "ASKED", 3)
     program(tmp_path / "gcloud", f'exec {sys.executable} -I -S {tmp_path}/gcloud.py "$@"')
     (tmp_path / "gcloud.py").write_text(GCLOUD.format(folder=str(tmp_path)))
     plan = {"states": states, "look": looks, "train": trains, "set up": [0]}

@@ -160,6 +160,47 @@ def test_who_is_left_ends_with_the_code_of_who_failed(victim, way, code):
     assert way == "killed" or "Traceback" in said[victim]  # this program prints UserErrors so too
 
 
+ALONE = """
+import sys
+from vla_jax.parallel import processes
+processes.JOIN, processes.PATIENCE = 2, 2.0
+if sys.argv[1] == "mute":
+    processes.tell = lambda text: processes._get(processes.distributed.global_state.client, "x", 0)
+with processes.together():
+    raise AssertionError("joined nobody")
+"""
+
+
+@pytest.mark.parametrize(
+    "number, host, way, expected",
+    [
+        (0, "127.0.0.1", "", "within 2 s not all processes have come"),
+        (1, "127.0.0.1", "", "within 2 s not all processes have come"),
+        (1, "no-such-host.invalid", "", "'no-such-host.invalid' has no address after 2 s"),
+        pytest.param(None, "127.0.0.1", "mute", "nothing came from ", marks=pytest.mark.slow),
+    ],
+)
+def test_who_joins_nobody_is_begun_again(number, host, way, expected):
+    """Alone of two; "mute": both have come, but process 0 never says where it is watched."""
+    address, started = f"{host}:{local.free_port()}", []
+    for each in range(2) if number is None else [number]:
+        environment = local.environment(address, 2, each, 1) | {"PYTHONPATH": str(PROJECT)}
+        command = [sys.executable, "-c", ALONE, way]
+        started.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        said = [process.communicate(timeout=60)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    # jax aborts the other when process 0 has ended; launchers count that alike.
+    assert started[0].returncode == watch.LOST, said
+    assert all(p.returncode in (watch.LOST, -signal.SIGABRT) for p in started)
+    assert expected in said[0] and f"(exit code {watch.LOST})" in said[0]
+    assert "Traceback" not in said[0] and "Check failure" not in said[0]
+
+
 class Said:
     """In place of a watcher: what the process told it."""
 
@@ -189,6 +230,26 @@ def test_who_does_not_move_on_says_so(monkeypatch, moves, capfd):
     assert why.startswith("process 0 (host ") and code == watch.LOST
     assert "hangs, for 1 s (config.patience), at the rows of train_step 0" in why
     assert "test_who_does_not_move_on_says_so" in capfd.readouterr().err  # its stack
+
+
+LONE = """
+import sys, time
+from vla_jax.parallel import processes
+with processes.together(), processes.Progress(1.0) as progress:
+    progress.at("train_step 3", others=True)
+    time.sleep(0.1 if sys.argv[1] == "moves" else 60)
+"""
+
+
+@pytest.mark.parametrize("way", ["moves", "hangs"])
+def test_a_process_that_is_alone_ends_when_it_hangs(way):
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "VLA_SINGLE": "1"}
+    command = [sys.executable, "-c", LONE, way]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=50)
+    assert done.returncode == (0 if way == "moves" else watch.LOST), done.stderr
+    if way == "hangs":
+        assert "hangs, for 1 s (config.patience), at train_step 3" in done.stderr
+        assert '"<string>", line 6' in done.stderr  # where it stands
 
 
 # Process 1 stands still where it draws its rows, or is stopped as a whole; its watcher goes on.

@@ -9,11 +9,12 @@ import itertools
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import logging
@@ -27,7 +28,10 @@ from vla_jax.parallel import endings, launchers, watch
 
 HEARTBEAT = 45  # seconds until jax itself gives a process up; `watch.SILENCE` comes before
 SHUTDOWN = 300  # seconds that a process which has ended well waits for the others' end
-ADDRESS = 300  # seconds until process 0's host must have an address
+# Seconds to join: until process 0's host has an address, and then until all have come. A cluster
+# that begins a run again takes many minutes from its first host to its last: nodes are made, images
+# read.
+JOIN = 1800
 PATIENCE = 900.0  # seconds that a process waits for one that lives but does not come
 GRACE = 10.0  # and so long more, for that one to say itself where it hangs
 SHOWN = 5  # differences of a process that are spelled out
@@ -51,19 +55,32 @@ def initialize() -> None:
 
     `launchers.find` says which one this is; on a Cloud TPU machine where nothing does, jax asks the
     machine's metadata. Call it before anything touches the devices. UserError for an environment
-    that is half set, and where process 0's host has no address.
+    that is half set; where the others do not come, it ends the process with `watch.LOST`.
     """
-    limits = dict(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
     seat = launchers.find(os.environ)
-    if seat is None:
-        if _asks_metadata():
-            jax.distributed.initialize(**limits)
+    if seat is not None:
+        logging.info("process %d of %d, by %s", seat.process, seat.processes, seat.launcher)
+    elif not _asks_metadata():
         return
-    logging.info("process %d of %d, by %s", seat.process, seat.processes, seat.launcher)
-    if seat.coordinator is None:
+    if seat is not None and seat.coordinator is not None:
+        _await_address(seat.coordinator.rsplit(":", 1)[0].strip("[]"))
+    # jax itself ends with an abort and a page of addresses, so it is not to come first.
+    text = f"within {JOIN} s not all processes have come; see what the others say or do"
+    timer = threading.Timer(JOIN, _lost, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        _join(seat)
+    finally:
+        timer.cancel()
+
+
+def _join(seat: launchers.Seat | None) -> None:
+    limits = dict(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
+    limits |= dict(initialization_timeout=JOIN + 60)  # `initialize` comes before
+    if seat is None or seat.coordinator is None:
         jax.distributed.initialize(**limits)
         return
-    _await_address(seat.coordinator.rsplit(":", 1)[0].strip("[]"))
     jax.distributed.initialize(
         seat.coordinator,
         num_processes=seat.processes,
@@ -85,18 +102,25 @@ def _asks_metadata() -> bool:
 
 def _await_address(host: str) -> None:
     """Returns when `host` has an address: a pod gets its name some time after it has begun."""
-    limit = time.monotonic() + ADDRESS
+    limit = time.monotonic() + JOIN
     while True:
         try:
             socket.getaddrinfo(host, None)
             return
         except socket.gaierror as error:
             if time.monotonic() > limit:
-                raise plugin.UserError(
-                    f"process 0's host {host!r} has no address after {ADDRESS} s ({error}); does "
-                    "it run, and is the headless service there?"
-                ) from error
+                _lost(
+                    f"process 0's host {host!r} has no address after {JOIN} s ({error}); does it "
+                    "run, and is the headless service there?"
+                )
             time.sleep(1.0)
+
+
+def _lost(text: str) -> NoReturn:
+    """Ends this process, which waits where nothing comes: begun again, all may go well."""
+    sys.stdout.flush()
+    print(f"vla: {text} (exit code {watch.LOST})", file=sys.stderr, flush=True)
+    os._exit(watch.LOST)
 
 
 @contextlib.contextmanager
@@ -114,7 +138,10 @@ def together() -> Iterator[None]:
         host = distributed.global_state.coordinator_address.rsplit(":", 1)[0].strip("[]")
         if first():
             _watch = watch.Watch(0, host)
-        address = tell(_watch.address if first() else "")
+        try:
+            address = tell(_watch.address if first() else "")
+        except NotCome as error:  # nobody is watched yet who could be told
+            _lost(str(error))
         if not first():
             _watch = watch.Watch(jax.process_index(), host, address)
         atexit.register(_watch.linger)
@@ -229,18 +256,18 @@ class Progress:
 
     The one that hangs in its own work says so, with its stack, after `patience` seconds. Those that
     wait for others come `GRACE` later, and name who does not say that it waits too (it may be
-    stopped). All end with exit code `watch.LOST`. It sets what `meet` and the like wait, too.
+    stopped). All end with exit code `watch.LOST`; so does a process that is alone, with its stack.
+    It sets what `meet` and the like wait, too.
     """
 
     def __init__(self, patience: float):
         global PATIENCE
         PATIENCE = patience
-        self._at: tuple[str, bool, float] | None = None
+        self._at: tuple[str, bool] | None = None
         self._left = threading.Event()
 
     def __enter__(self) -> Progress:
-        if _watch is not None:
-            threading.Thread(target=self._look, name="progress", daemon=True).start()
+        threading.Thread(target=self._look, name="progress", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -251,23 +278,29 @@ class Progress:
 
         `others`: whether it is done only when the other processes do it.
         """
-        self._at = (what, others, time.monotonic()) if what else None
+        self._at = (what, others) if what else None  # a new tuple each time
 
     def _look(self) -> None:
-        while not self._left.wait(min(5.0, PATIENCE / 4)):
+        tick, last, stood = min(5.0, PATIENCE / 4), None, 0.0
+        while not self._left.wait(tick):
             at = self._at
-            if at is None or time.monotonic() - at[2] < PATIENCE:
+            # Counted, not read from a clock: who was stopped (Ctrl-Z) and goes on has not hung.
+            stood = stood + tick if at is last else 0.0
+            last = at
+            if at is None or stood < PATIENCE:
                 continue
-            what, others, _ = at
+            what, others = at
             said = f"{name()} hangs, for {PATIENCE:g} s (config.patience), at {what}"
-            if others:
+            if others and _watch is not None:
                 said = self._wait(at)
             if said and self._at is at:
                 faulthandler.dump_traceback()
+                if _watch is None:
+                    _lost(said)
                 _watch.failed(said, watch.LOST)
                 return
 
-    def _wait(self, at: tuple[str, bool, float]) -> str:
+    def _wait(self, at: tuple[str, bool]) -> str:
         """Who hangs while this process waits for it; "" when it goes on after all."""
         store, key = distributed.global_state.client, f"{WAITS}/{jax.process_index()}"
         store.key_value_set(key, at[0], allow_overwrite=True)

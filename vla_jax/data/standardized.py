@@ -44,7 +44,7 @@ class Standardized:
     ):
         spec = recordings.standardizer(standardizer)
         self.made_by = _made_by(path, spec)
-        self.splits = recordings.raw(path).splits
+        self.splits = recordings.raw(path, None, bad_episodes).splits
         split = split or ("train" if "train" in self.splits else next(iter(self.splits), "train"))
         how = dict(standardizer=spec, split=split, bad_samples=bad_episodes)
         table, self._read = recordings.recorded(path, **how)
@@ -176,7 +176,7 @@ def opened(
     Raises UserError as `recordings.raw` and `Standardized` do.
     """
     if standardizer is None:
-        return recordings.raw(path, split)
+        return recordings.raw(path, split, bad_episodes)
     return Standardized(str(path), split, standardizer, bad_episodes)
 
 

@@ -160,6 +160,21 @@ def test_files_that_are_no_such_thing(tmp_path):
     assert not hdf5.is_at(tmp_path / "no.hdf5") and not hdf5.is_at(tmp_path / "nowhere")
 
 
+def test_a_file_that_cannot_be_opened_is_left_out_of_the_recorded_too(tmp_path):
+    folder = tmp_path / "set"
+    for name in "abc":
+        write_libero(folder / f"{name}.hdf5", episodes=2)
+    (folder / "b.hdf5").write_bytes((folder / "b.hdf5").read_bytes()[:900])
+    with pytest.raises(plugin.UserError, match="b.hdf5: not a whole HDF5 file"):
+        recordings.raw(folder)
+    raw = recordings.raw(folder, None, "skip")
+    assert list(raw.ids()) == ["a/demo_0", "a/demo_1", "c/demo_0", "c/demo_1"]
+    assert len(raw.skipped) == 1 and "b.hdf5" in raw.skipped[0]
+    how = dict(to="rlds", workers=0, progress=False, bad_episodes="skip")
+    done = convert.convert(folder, tmp_path / "out", **how)
+    assert done["episodes"] == 4 and list(done["skipped"]) == list(raw.skipped)
+
+
 def test_a_file_behind_a_url(tmp_path):
     import fsspec
 

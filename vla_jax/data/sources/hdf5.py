@@ -74,9 +74,11 @@ def make(
     return robot.RobotRows(context, table, read, made)
 
 
-def raw(path: str, split: str | None = None) -> _hdf5_raw.Raw:
+def raw(path: str, split: str | None = None, bad_episodes: str = "error") -> _hdf5_raw.Raw:
     """The episodes of a split (None: train) as they are stored; UserError as `make` raises it."""
-    return _hdf5_raw.Raw(_hdf5_folder.open_folder(path), split or "train")
+    broken = [] if bad_episodes == "skip" else None
+    folder = _hdf5_folder.open_folder(path, broken)
+    return _hdf5_raw.Raw(folder, split or "train", tuple(broken or ()))
 
 
 def recorded(

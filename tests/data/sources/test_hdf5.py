@@ -148,6 +148,19 @@ def test_what_is_wrong_is_named_or_left_out(tmp_path, change, message):
     assert list(table.ids) == ["a_demo/demo_0", "a_demo/demo_2"] and len(table.skipped) == 1
 
 
+@pytest.mark.parametrize("change", [broken, short, wide])
+def test_the_first_may_be_the_faulty_one(tmp_path, change):
+    path = write_libero(tmp_path / "a_demo.hdf5", episodes=4)
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_1", "data/kept")
+        file.move("data/demo_0", "data/demo_1")
+        change(file)
+        file.move("data/demo_1", "data/demo_0")
+        file.move("data/kept", "data/demo_1")
+    table, _ = hdf5.recorded(path, standardizer=LIBERO, bad_samples="skip")
+    assert [i.rpartition("_")[2] for i in table.ids] == ["1", "2", "3"] and len(table.skipped) == 1
+
+
 def test_files_that_are_no_such_thing(tmp_path):
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file["images"] = np.zeros(3)

@@ -70,8 +70,8 @@ def convert(
         `without`: fields to leave out; `resize`: (height, width) of all pictures, by `method` of
         images.resize; `pictures`: "jpeg" or "png" in RLDS (None: the bytes of RLDS as recorded
         and not resized, else jpeg), "h264", "av1" or "png" in LeRobot (None: h264); `task`: the
-        text field that is LeRobot's task; `control_hz`: steps per second, where nothing in the
-        source says;
+        text field that is LeRobot's task; `control_hz`: recorded steps per second, where nothing
+        in the source says;
         `bad_episodes`: "error", or "skip" to leave out, and count, those that cannot be read.
 
     Raises:

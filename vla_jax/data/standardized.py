@@ -64,6 +64,12 @@ class Standardized:
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def stride(self) -> int:
+        """How many recorded steps lie between two that the standardizer keeps."""
+        gaps = np.delete(np.diff(self._table.step), np.asarray(self._table.start[1:-1]) - 1)
+        return int(gaps.min()) if len(gaps) else 1
+
     def ids(self) -> list[str]:
         """What the standardizer calls each episode."""
         return list(self._table.ids)

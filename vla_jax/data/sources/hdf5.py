@@ -108,7 +108,7 @@ def recorded(
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
 
     def make_table() -> tuple[dict, dict]:
-        return episodes_lib.pack(_standardized(folder, split, where, reads, views, broken))
+        return _rlds_table.packed(_standardized(folder, split, where, reads, views, broken))
 
     kept = os.path.join(_place(folder, index_dir), f"{key}.safetensors")
     table = episodes_lib.unpack(where, *_rlds_table.kept(kept, make_table))
@@ -157,7 +157,7 @@ def _standardized(folder: Folder, split, where, standardizer, views, broken: lis
         except plugin.UserError as error:
             if broken is None:
                 raise
-            skipped.append(str(error))
+            skipped.append(_rlds_table.fault(error))
             continue
         steps = np.asarray(episode.steps, np.int64)
         size = np.full(len(steps), folder.stamps[place.file].size, np.int64)

@@ -118,6 +118,7 @@ class Bench:
 
     def rates(self) -> dict:
         """All rates and the first batch's time; see the module."""
+        load_before = round(os.getloadavg()[0], 2)
         cache = dict(
             path=self.arguments.cache or str(self.scratch / "cache"),
             format=self.arguments.cache_format,
@@ -160,7 +161,7 @@ class Bench:
             },
             "batch_size": self.arguments.batch_size,
             "cores": len(os.sched_getaffinity(0)),
-            "load_before": round(os.getloadavg()[0], 2),
+            "load_before": load_before,
             "cache_format": self.arguments.cache_format,
         }
 

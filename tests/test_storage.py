@@ -262,6 +262,13 @@ def test_a_file_fetched_for_a_library_that_opens_names(root):
     assert os.path.exists(local) != storage.is_url(root), "a copy goes, the file itself stays"
 
 
+def test_a_file_to_fetch_that_is_not_there_is_named_with_its_nearest():
+    storage.write("memory://fetched/frames.mp4", b"0")
+    with pytest.raises(plugin.UserError, match="no such file.*did you mean 'frames.mp4'"):
+        with storage.fetched("memory://fetched/frame.mp4"):
+            pass
+
+
 def test_nothing_of_a_run_is_opened_another_way():
     root, found = PROJECT / "vla_jax", []
     for file in sorted(root.rglob("*.py")):

@@ -184,8 +184,11 @@ def fetched(path: Path) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, name(path))
-        with reader(path) as file, open(copy, "wb") as out:
-            shutil.copyfileobj(file, out, 2**24)
+        try:
+            with reader(path) as file, open(copy, "wb") as out:
+                shutil.copyfileobj(file, out, 2**24)
+        except FileNotFoundError as error:
+            raise missing(path) from error
         yield copy
 
 

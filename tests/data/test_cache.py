@@ -135,9 +135,34 @@ def test_a_broken_picture_stops_it_and_is_named(rlds, tmp_path, larger):
     path = rlds.write(
         tmp_path / "data", [rlds.episode(i, **(broken if i == 2 else {})) for i in range(4)]
     )
-    with pytest.raises(plugin.UserError, match="episode e2, step 0, view primary"):
+    with pytest.raises(plugin.UserError, match="tfrecord.*episode e2, step 0, view primary"):
         source(path, larger, tmp_path / "c")
     assert not list((tmp_path / "c").rglob("frames-*"))
+
+
+@pytest.mark.parametrize("form", cache.FORMATS)
+def test_a_broken_picture_gives_way_if_broken_samples_do(rlds, tmp_path, larger, form):
+    broken = {"steps/observation/images/primary": [b"\xff\xd8 no picture"] * 7}
+    path = rlds.write(
+        tmp_path / "data", [rlds.episode(i, **(broken if i == 2 else {})) for i in range(4)]
+    )
+    given = dict(path=str(tmp_path / "c"), format=form)
+    spec = dict(type="rlds", path=str(path), holdout=0, bad_samples="skip")
+    cached, plain = (
+        mixture.Mixture.make({"a": dict(source={**spec, **more})}, larger, seed=1)
+        for more in (dict(cache=given), {})
+    )
+    rows = [cached.sample(n) for n in range(28)]
+    assert sum(int(row["skipped"]) > 0 for row in rows) == 7
+    assert [r["skipped"] for r in rows] == [plain.sample(n)["skipped"] for n in range(28)]
+    index = next(i for i in range(28) if "e2" in str(cached.sources["a"].episodes.ids[i // 7]))
+    with pytest.raises(plugin.UserError, match="episode e2, step 0.*when the cache was made"):
+        cached.sources["a"].sample(index, np.random.default_rng(0))
+
+
+def test_a_cache_s_folder_may_be_named_as_a_url_of_a_file(folder, larger, tmp_path):
+    made = source(folder, larger, f"file://{tmp_path}/c")
+    assert pictures(made).size and len(list((tmp_path / "c").iterdir())) == 1
 
 
 def test_mistakes(folder, larger, tmp_path):

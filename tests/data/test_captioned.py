@@ -102,13 +102,15 @@ def test_a_tfds_folder_of_captions_says_what_it_is(tmp_path, capsys, several):
     found = json.loads(last)
     assert found["kind"] == "TFDS folder of pictures with captions (web 1.0.0)"
     assert (found["pictures"], found["parts"]) == (12, {"train": 12})
-    assert found["looked_at"] == 12 and found["captions_of_them"] == (36 if several else 12)
+    # Of the first of two shards.
+    assert found["looked_at"] == 6 and found["captions_of_them"] == (18 if several else 6)
     assert found["sizes"] == [[10, 20]] and not found["without_a_caption_among_them"]
     first = "a möwe 0" if several else "a picture of 0"
     assert found["language_samples"][0] == first and f"  says: {first!r}" in text
     assert "  split train: 12 pictures" in text
     said = "captions/text" if several else "caption"
     assert f"  read as pictures: image, as captions: {said}" in text
+    assert not any("name them" in line for line in text)
     picture = np.asarray(Image.open(out).convert("RGB"))
     seen = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
     assert {tfds.colour(i) for i in range(12)} <= seen
@@ -124,7 +126,8 @@ def test_a_tfds_folder_whose_features_have_other_names(tmp_path):
     features["words"] = features.pop("caption")
     (path / "features.json").write_text(json.dumps(described))
     found = captioned.summarize(path)  # the records have no `words`
-    assert found["without_a_caption_among_them"] == 12 and not found["language_samples"]
+    assert "  name them: image='image', captions=('words',)" in captioned.text(found)
+    assert found["without_a_caption_among_them"] == 6 and not found["language_samples"]
     del features["words"]
     (path / "features.json").write_text(json.dumps(described))
     with pytest.raises(plugin.UserError, match="no `steps`.*image"):

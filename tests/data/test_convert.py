@@ -291,6 +291,8 @@ def test_the_verb(tmp_path, capsys):
     assert shown.shape == (7, 8, 12, 3)
     assert cli.main(command) == 2
     assert "not empty" in capsys.readouterr().err
+    done = run(path, f"file://{tmp_path}/url", to="rlds")
+    assert done["out"] == str(tmp_path / "url") and len(recordings.raw(tmp_path / "url")) == 2
 
 
 def test_a_source_of_another_place_is_read_through_fsspec(tmp_path):

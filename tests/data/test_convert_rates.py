@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.conftest import episode, leaf
+from tests.data.conftest import episode, leaf, write_folder
 from tests.data.sources import lerobot_sets
 from tests.data.test_convert import run
 from vla_jax import plugin
@@ -29,8 +29,24 @@ def test_a_row_that_keeps_every_third_step_has_a_third_of_the_rate(tmp_path):
         assert float(ours["episode_metadata/control_hz"]) == hz
         run(tmp_path / f"{row}_rlds", tmp_path / f"{row}_2", to="lerobot", pictures="png")
         assert recordings.raw(tmp_path / f"{row}_2").fps == new.fps
-    with pytest.raises(plugin.UserError, match="--hz: got 10, but the source says 3.33"):
-        run(path, tmp_path / "wrong", to="lerobot", control_hz=10.0, **given)
+    with pytest.raises(plugin.UserError, match="--hz: got 5, but the source says 10 steps"):
+        run(path, tmp_path / "wrong", to="lerobot", control_hz=5.0, **given)
+
+
+def test_the_rate_asked_for_is_the_recorded_one(tmp_path):
+    path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])  # says no rate
+    row = dict(
+        embodiment="arm",
+        action_space="xyz_gripper",
+        views={"primary": "observation/images/primary"},
+        action="action",
+        language="language_instruction",
+        stride=3,
+    )
+    (tmp_path / "rows.py").write_text(f"ROWS = {dict(sparse=row)!r}\n")
+    given = dict(standardizer=f"{tmp_path}/rows.py:sparse", pictures="png", control_hz=12.0)
+    run(path, tmp_path / "sparse", to="lerobot", **given)
+    assert recordings.raw(tmp_path / "sparse").fps == 4
 
 
 def test_rlds_metadata_s_rate_is_divided_by_the_stride(tmp_path, rlds):

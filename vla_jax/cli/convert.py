@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--resize", help="HEIGHTxWIDTH of all pictures, e.g. 256x256")
     add("--method", default="area", help="of the resize: area, or tensorflow (Lanczos)")
     add("--pictures", help="rlds: jpeg, png; lerobot: h264 (default), av1, png")
-    add("--hz", type=float, help="steps per second, where nothing in the source says (lerobot)")
+    add("--hz", type=float, help="recorded steps per second, where the source is silent (lerobot)")
     add("--task", help="the text field with the instruction, where several may be it (lerobot)")
     add("--without", nargs="*", default=(), metavar="FIELD", help="fields to leave out")
     add("--bad-episodes", default="error", help="error, or skip: leave out and count")

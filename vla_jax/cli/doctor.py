@@ -147,7 +147,8 @@ def _case(path, split, standardizer, source, modes, clip, given, language):
     from vla_jax.data import doctor, looks, recordings, statistics
 
     own = statistics.compute([source], mode=modes, clip=clip)
-    raw = recordings.raw(path, split)
+    bad = source.reading.bad_samples  # what the run leaves out is left out here
+    raw = recordings.raw(path, split, bad)
     spec = dict(type=standardizer) if isinstance(standardizer, str) else dict(standardizer)
     made = plugin.build(
         "data.standardizers", spec, types.SourceContext(name=str(path), stream=STREAM)
@@ -158,7 +159,8 @@ def _case(path, split, standardizer, source, modes, clip, given, language):
     others = {}
     for name, count in raw.splits.items():
         if count and name != split.partition("[")[0]:
-            table, read = recordings.recorded(path, standardizer=standardizer, split=name)
+            how = dict(standardizer=standardizer, split=name, bad_samples=bad)
+            table, read = recordings.recorded(path, **how)
             others[name] = table, looks.decoded(read, source.context.resize)  # as the source does
     return doctor.Case(
         raw=raw,

@@ -66,7 +66,8 @@ class Settings:
         if not given.get("path"):
             raise plugin.UserError(f"{where}: cache={dict(given)}: give path, a folder to write in")
         made = cls(**given)
-        storage.local(f"{where}: cache.path", made.path)  # its pictures are read in place
+        place = storage.local(f"{where}: cache.path", made.path)  # its pictures are read in place
+        made = dataclasses.replace(made, path=str(place))
         if made.format not in FORMATS:
             raise plugin.UserError(plugin.unknown(f"{where}: cache format", made.format, FORMATS))
         if not 1 <= made.quality <= 100 or made.limit_gb <= 0:
@@ -79,13 +80,22 @@ class Settings:
 class Resized:
     """A FrameReader of resized images; views that are not cached are read as before."""
 
-    def __init__(self, read: FrameReader, views: Mapping[str, View]):
+    def __init__(self, where: str, episodes: Episodes, read: FrameReader, views: Mapping):
+        self.where, self.episodes = where, episodes
         self.read, self.views = read, dict(views)
 
     def __call__(self, view: str, episode: int, rows: Sequence[int]) -> list[bytes | np.ndarray]:
         """See episodes.FrameReader."""
         if view not in self.views:
             return self.read(view, episode, rows)
+        for row in rows:
+            if self.views[view].is_broken(row):
+                place = self.episodes.place(view, row)
+                raise plugin.UserError(
+                    f"{self.where}: {place}: no readable picture when the cache was made; repair "
+                    "or remove the episode; if the fault has passed, delete the cache in "
+                    f"{os.path.dirname(self.views[view].files[0])}"
+                )
         return self.views[view].pictures(rows)
 
 
@@ -99,7 +109,7 @@ class View:
       raw: whether pictures are stored as arrays.
       place: int64 [N], number of the picture of each row of the table; -1 = none.
       offset: int64 [pictures], byte in its file.
-      length: int64 [pictures].
+      length: int64 [pictures]; 0 = it could not be read when the cache was made.
     """
 
     files: tuple[str, ...]
@@ -108,6 +118,11 @@ class View:
     place: np.ndarray
     offset: np.ndarray
     length: np.ndarray
+
+    def is_broken(self, row: int) -> bool:
+        """Whether there is a picture at a row of the table that could not be read."""
+        place = int(self.place[row])
+        return place >= 0 and not self.length[place]
 
     def pictures(self, rows: Sequence[int]) -> list[bytes | np.ndarray]:
         """The pictures of the table's rows; b"" where there is none."""
@@ -149,19 +164,27 @@ class View:
 
 
 def resized(
-    where: str, given: Mapping, context: SourceContext, episodes: Episodes, read: FrameReader
+    where: str,
+    given: Mapping,
+    context: SourceContext,
+    episodes: Episodes,
+    read: FrameReader,
+    skips: bool = False,
 ) -> Resized:
     """The reader of the images at the stream's sizes; makes what is missing of its cache.
 
     Raises UserError for settings that do not fit, a cache that was made of other data, one that is
-    damaged or would grow beyond its limit, and for a broken image (where it lies).
+    damaged or would grow beyond its limit, and for a broken image (where it lies); if it `skips`
+    them, when a sample asks for that image.
     """
     settings, views = Settings.make(where, given), {}
     for view, size in context.image_sizes.items():
         if view in episodes.frames and (episodes.frames[view].length > 0).any():
-            maker = _Maker(where, settings, context.resize, episodes, read, view, tuple(size))
+            maker = _Maker(
+                where, settings, context.resize, episodes, read, view, tuple(size), skips
+            )
             views[view] = maker.view()
-    return Resized(read, views)
+    return Resized(where, episodes, read, views)
 
 
 @dataclasses.dataclass
@@ -175,6 +198,7 @@ class _Maker:
     read: FrameReader
     name: str
     size: tuple[int, int]
+    skips: bool
 
     def view(self) -> View:
         seen = self.episodes.frames[self.name].length > 0
@@ -209,7 +233,7 @@ class _Maker:
             f"{self.method}-{form}",
         )
         content = self._content()
-        root = pathlib.Path(self.settings.path).expanduser()
+        root = pathlib.Path(self.settings.path)
         folder = root / f"{stem}-{content}"
         others = [p for p in sorted(root.glob(f"{stem}-*")) if p != folder]
         if others:
@@ -241,12 +265,17 @@ class _Maker:
         for episode in np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)):
             first, last = self.episodes.start[episode : episode + 2]
             rows = first + np.flatnonzero(frames.length[first:last] > 0)[:1]
-            for data in self.read(self.name, int(episode), rows.tolist()):
-                digest.update(np.ascontiguousarray(np.frombuffer(data, np.uint8)))
+            try:
+                for data in self.read(self.name, int(episode), rows.tolist()):
+                    digest.update(np.ascontiguousarray(np.frombuffer(data, np.uint8)))
+            except plugin.UserError as error:
+                if not self.skips:
+                    raise
+                digest.update(str(error).encode())
         return digest.hexdigest()
 
     def _make(self, files: list[pathlib.Path], parts: list[np.ndarray], missing: list[int]) -> None:
-        root = pathlib.Path(self.settings.path).expanduser()
+        root = pathlib.Path(self.settings.path)
         _sweep(files[0].parent)
         todo = sum(len(parts[i]) for i in missing)
         print(
@@ -283,16 +312,16 @@ class _Maker:
         yield MAGIC + np.int64(len(rows)).tobytes() + offsets.tobytes()
 
     def _resized(self, row: int) -> bytes:
+        """A row's picture as it is stored; nothing for a broken one that may be skipped."""
         episode = int(np.searchsorted(self.episodes.start, row, side="right")) - 1
-        (data,) = self.read(self.name, episode, [row])
         try:
+            (data,) = self.read(self.name, episode, [row])
             image = images.decode(data, self.method) if isinstance(data, bytes) else data
         except plugin.UserError as error:
-            step = self.episodes.step[row]
-            raise plugin.UserError(
-                f"{self.where}: episode {self.episodes.ids[episode]}, step {step}, view "
-                f"{self.name}: {error}"
-            ) from error
+            if self.skips:
+                return b""
+            place = self.episodes.place(self.name, row)
+            raise plugin.UserError(f"{self.where}: {place}: {error}") from error
         made = images.resize(image, self.size, self.method)
         if self.settings.format == "raw":
             return np.ascontiguousarray(made).tobytes()

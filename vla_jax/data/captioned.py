@@ -64,6 +64,12 @@ def text(found: dict) -> str:
             f"  read as pictures: {found['picture_from']}, as captions: "
             f"{', '.join(found['captions_from'])}"
         )
+        told = found["picture_from"], *found["captions_from"]
+        if not {*told} <= {tfds_captions.Reading.image, *tfds_captions.CAPTIONS}:
+            lines.append(
+                f"  name them: image={found['picture_from']!r}, "
+                f"captions={tuple(found['captions_from'])!r}"
+            )
     for name, said in found.get("features", {}).items():
         lines.append(f"  {name}: {said}")
     for name, count in found.get("endings", {}).items():
@@ -164,8 +170,7 @@ def _picture(shards: _tar.Shards, i: int) -> np.ndarray:
 def _captions(path: str, split: str | None) -> tfds_captions.Captions:
     """All pictures of a split of a TFDS folder."""
     folder = _rlds_folder.open_folder(path, of_episodes=False)
-    full = [name for name, shards in folder.splits.items() if sum(n for _, n in shards)]
-    split = split or ("train" if "train" in full else next(iter(full), "train"))
+    split = split or _default_split(folder)
     image, captions = tfds_captions.found_in(folder)
     context = types.SourceContext(name=path, stream="", image_sizes={"primary": (1, 1)})
     given = dict(image=image, captions=captions, holdout=0.0)
@@ -193,7 +198,7 @@ def _tfds(path: str) -> dict:
     }
     if not any(parts.values()):
         return found
-    source = _captions(path, None)
+    source = _captions(path, _first_shard(folder))
     chosen = recordings.evenly(len(source), LOOKED_AT)
     spoken = [source.spoken(i) for i in chosen]
     said = [text for texts in spoken for text in texts[:1]]
@@ -205,6 +210,22 @@ def _tfds(path: str) -> dict:
         "sizes": [list(size) for size in sorted(sizes)],
         "language_samples": list(dict.fromkeys(said))[:SAMPLES],
     }
+
+
+def _first_shard(folder: _rlds_folder.Folder) -> str | None:
+    """The slice of the split looked at that can be read without walking, or unpacking, the rest.
+
+    None, all of it, where the format finds its records itself.
+    """
+    if folder.file_format != "tfrecord":
+        return None
+    split = _default_split(folder)
+    return f"{split}[:{next(count for _, count in folder.splits[split] if count)}]"
+
+
+def _default_split(folder: _rlds_folder.Folder) -> str:
+    full = [name for name, shards in folder.splits.items() if sum(n for _, n in shards)]
+    return "train" if "train" in full else next(iter(full), "train")
 
 
 def _llava(path: str) -> dict:

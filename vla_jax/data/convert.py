@@ -70,8 +70,8 @@ def convert(
         `without`: fields to leave out; `resize`: (height, width) of all pictures, by `method` of
         images.resize; `pictures`: "jpeg" or "png" in RLDS (None: the bytes of RLDS as recorded
         and not resized, else jpeg), "h264", "av1" or "png" in LeRobot (None: h264); `task`: the
-        text field that is LeRobot's task; `control_hz`: steps per second, where nothing in the
-        source says;
+        text field that is LeRobot's task; `control_hz`: recorded steps per second, where nothing
+        in the source says;
         `bad_episodes`: "error", or "skip" to leave out, and count, those that cannot be read.
 
     Raises:
@@ -79,7 +79,7 @@ def convert(
         cannot be read or do not have one form. Nothing is left behind.
       WorkerKilled: a worker was killed; a rerun goes on.
     """
-    storage.local("--out", out)
+    out = storage.local("--out", out)
     job, splits, others = _job(str(path), out, to, split, name, settings)
     raws = {part: _shards.source(job, part) for part in splits}
     raws = {part: raw for part, raw in raws.items() if len(raw)}
@@ -96,7 +96,10 @@ def convert(
                 raise plugin.UserError(f"{path}: no episode is whole, the first: {said}")
             shutil.rmtree(making.built, ignore_errors=True)
             target.finish(job, plan, parts, made, making.parts, making.built)
-            left_out = [text for raw in raws.values() for text in getattr(raw, "skipped", ())]
+            # A file that cannot be opened is said of every split: once is enough.
+            left_out = dict.fromkeys(
+                t for raw in raws.values() for t in getattr(raw, "skipped", ())
+            )
             making.tell(_told(job, making, parts, made, left_out) | {"other_splits": others})
             making.publish()
     return making.told | {"seconds": round(time.monotonic() - begun, 1)}
@@ -202,7 +205,7 @@ def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, lis
             f"{path}: as recorded, what stands beside the episodes ({', '.join(first.beside)}) "
             f"would be lost; give --standardizer {reader}"
         )
-    splits = [split] if split else _apart(path, [n for n, c in first.splits.items() if c])
+    splits = [split] if split else _apart(job, [n for n, c in first.splits.items() if c])
     names = [_rlds_shards.recorded_name(part) for part in splits]
     if len(set(names)) < len(names):
         raise plugin.UserError(f"{path}: splits {splits} would share a name; give one by --split")
@@ -210,18 +213,18 @@ def _job(path: str, out, to: str, split, name, settings: dict) -> tuple[Job, lis
     return job, splits, others
 
 
-def _apart(path: str, splits: list[str]) -> list[str]:
+def _apart(job: Job, splits: list[str]) -> list[str]:
     """All of them, or `train` where two hold an episode; UserError where there is none."""
     owners: dict[str, str] = {}
     for part in splits if len(splits) > 1 else ():
-        for episode in recordings.raw(path, part).ids():
+        for episode in recordings.raw(job.path, part, job.bad_episodes).ids():
             owner = owners.setdefault(episode, part)
             if owner != part and "train" in splits:
                 return ["train"]
             if owner != part:
                 raise plugin.UserError(
-                    f"{path}: splits {owner!r} and {part!r} both hold {episode}, which would be "
-                    f"written twice; name one of {list(splits)} by --split"
+                    f"{job.path}: splits {owner!r} and {part!r} both hold {episode}, which would "
+                    f"be written twice; name one of {list(splits)} by --split"
                 )
     return splits
 

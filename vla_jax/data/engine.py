@@ -63,8 +63,8 @@ class Stream:
       prefetch: batches kept ready (per worker).
 
     `n` is the whole state: samples drawn so far. `skipped` is how many broken samples gave way to
-    others (see Mixture.sample) since the stream was opened. Use as a context manager or call
-    `close`.
+    others (see Mixture.sample) among the `rows` of this host since the stream was opened; it is no
+    part of the state, a resumed run counts from 0. Use as a context manager or call `close`.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 A format is a file of data/sources/ with
 
     is_at(path) -> bool                                        looks at names only
-    raw(path, split) -> Raw                                    as the source recorded them
+    raw(path, split, bad_episodes) -> Raw                      as the source recorded them
     recorded(path, *, standardizer, split, bad_samples) -> (Episodes, FrameReader)    in our nouns
 
 and is found by asking each of them; what `recorded` reads is upright, see looks.py. A new format is
@@ -37,6 +37,7 @@ class Raw(Protocol):
       splits: name -> number of episodes.
       fields: name -> dict(kind="tensor | text | image | video", shape, dtype, …). Nesting is joined
         by `/`, LeRobot's dots are kept.
+      skipped: what could not be opened and was left out, if that was allowed; may be absent.
     """
 
     kind: str
@@ -75,12 +76,13 @@ def source_type(path: str | os.PathLike) -> str:
     raise plugin.UserError(_nothing(str(path)))
 
 
-def raw(path: str | os.PathLike, split: str | None = None) -> Raw:
+def raw(path: str | os.PathLike, split: str | None = None, bad_episodes: str = "error") -> Raw:
     """The recorded episodes of a split (None: `train`, or the first that the data set has).
 
+    `bad_episodes`: "error", or "skip" to leave out files that cannot be opened (Raw.skipped).
     Raises UserError where nothing that we read lies at `path`, and for an unknown split.
     """
-    return _formats()[source_type(path)].raw(str(path), split)
+    return _formats()[source_type(path)].raw(str(path), split, bad_episodes)
 
 
 def recorded(

@@ -98,7 +98,7 @@ class RobotRows:
         self._parts: dict[bool, tuple[np.ndarray, int]] = {}
         read = looks.decoded(read, context.resize)
         if reading.cache is not None:
-            read = cache.resized(self.where, reading.cache, context, episodes, read)
+            read = cache.resized(self.where, reading.cache, context, episodes, read, self.skips)
         if reading.noop_threshold is not None:
             idle = selection.noops(recorded, space, reading.noop_threshold)
             self.episodes, kept = selection.without(episodes, idle)

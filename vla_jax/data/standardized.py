@@ -44,7 +44,7 @@ class Standardized:
     ):
         spec = recordings.standardizer(standardizer)
         self.made_by = _made_by(path, spec)
-        self.splits = recordings.raw(path).splits
+        self.splits = recordings.raw(path, None, bad_episodes).splits
         split = split or ("train" if "train" in self.splits else next(iter(self.splits), "train"))
         how = dict(standardizer=spec, split=split, bad_samples=bad_episodes)
         table, self._read = recordings.recorded(path, **how)
@@ -63,6 +63,12 @@ class Standardized:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    @property
+    def stride(self) -> int:
+        """How many recorded steps lie between two that the standardizer keeps."""
+        gaps = np.delete(np.diff(self._table.step), np.asarray(self._table.start[1:-1]) - 1)
+        return int(gaps.min()) if len(gaps) else 1
 
     def ids(self) -> list[str]:
         """What the standardizer calls each episode."""
@@ -176,7 +182,7 @@ def opened(
     Raises UserError as `recordings.raw` and `Standardized` do.
     """
     if standardizer is None:
-        return recordings.raw(path, split)
+        return recordings.raw(path, split, bad_episodes)
     return Standardized(str(path), split, standardizer, bad_episodes)
 
 

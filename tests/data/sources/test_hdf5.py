@@ -148,6 +148,19 @@ def test_what_is_wrong_is_named_or_left_out(tmp_path, change, message):
     assert list(table.ids) == ["a_demo/demo_0", "a_demo/demo_2"] and len(table.skipped) == 1
 
 
+@pytest.mark.parametrize("change", [broken, short, wide])
+def test_the_first_may_be_the_faulty_one(tmp_path, change):
+    path = write_libero(tmp_path / "a_demo.hdf5", episodes=4)
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_1", "data/kept")
+        file.move("data/demo_0", "data/demo_1")
+        change(file)
+        file.move("data/demo_1", "data/demo_0")
+        file.move("data/kept", "data/demo_1")
+    table, _ = hdf5.recorded(path, standardizer=LIBERO, bad_samples="skip")
+    assert [i.rpartition("_")[2] for i in table.ids] == ["1", "2", "3"] and len(table.skipped) == 1
+
+
 def test_files_that_are_no_such_thing(tmp_path):
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file["images"] = np.zeros(3)
@@ -158,6 +171,21 @@ def test_files_that_are_no_such_thing(tmp_path):
     with pytest.raises(plugin.UserError, match="y.hdf5: not a whole HDF5 file"):
         recordings.raw(tmp_path / "y.hdf5")
     assert not hdf5.is_at(tmp_path / "no.hdf5") and not hdf5.is_at(tmp_path / "nowhere")
+
+
+def test_a_file_that_cannot_be_opened_is_left_out_of_the_recorded_too(tmp_path):
+    folder = tmp_path / "set"
+    for name in "abc":
+        write_libero(folder / f"{name}.hdf5", episodes=2)
+    (folder / "b.hdf5").write_bytes((folder / "b.hdf5").read_bytes()[:900])
+    with pytest.raises(plugin.UserError, match="b.hdf5: not a whole HDF5 file"):
+        recordings.raw(folder)
+    raw = recordings.raw(folder, None, "skip")
+    assert list(raw.ids()) == ["a/demo_0", "a/demo_1", "c/demo_0", "c/demo_1"]
+    assert len(raw.skipped) == 1 and "b.hdf5" in raw.skipped[0]
+    how = dict(to="rlds", workers=0, progress=False, bad_episodes="skip")
+    done = convert.convert(folder, tmp_path / "out", **how)
+    assert done["episodes"] == 4 and list(done["skipped"]) == list(raw.skipped)
 
 
 def test_a_file_behind_a_url(tmp_path):

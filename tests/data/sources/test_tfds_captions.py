@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pathlib
 import pickle
 
@@ -11,6 +12,7 @@ import pytest
 from tests.data.conftest import Words, example, leaf, tree
 from tests.data.sources import test_image_text as pictures
 from vla_jax import plugin
+from vla_jax.data import mapped
 from vla_jax.data.sources import _files, _tfrecord, tfds_captions
 from vla_jax.types import SourceContext
 
@@ -158,6 +160,19 @@ def test_compressed_shards_are_unpacked_once_and_read_by_record(tmp_path):
     again = make(path, holdout=0.0, index_dir=index)
     np.testing.assert_equal(again.sample(3, np.random.default_rng(1)), rows[3])
     assert sorted((tmp_path / "packed").rglob("*.plain")) == copies
+
+
+def test_a_table_kept_by_an_older_version_is_read(tmp_path):
+    index = tmp_path / "index"
+    path = write(tmp_path / "web")
+    said = make(path, holdout=0.0, index_dir=str(index)).captions(7)
+    tables = list(index.rglob("records-*.safetensors"))
+    for table in tables:  # as it was before they said whether a shard is compressed
+        arrays = {name: np.array(values) for name, values in mapped.load(str(table))[0].items()}
+        _files.write(str(table), mapped.save(arrays, {}))
+        os.utime(table, (0, 0))
+    assert len(tables) == 2
+    assert make(path, holdout=0.0, index_dir=str(index)).captions(7) == said
 
 
 def test_a_compressed_shard_that_is_broken_or_has_no_place(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ aloha_scripts/record_episodes.py (MarkFzp/mobile-aloha), act-plus-plus' utils.py
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
@@ -30,6 +31,7 @@ from vla_jax.data.sources._hdf5_columns import LANGUAGE, METADATA, STEPS, Featur
 
 SUFFIXES = (".hdf5", ".h5")
 UNREADABLE = (OSError, RuntimeError, KeyError, UnicodeDecodeError)  # what h5py raises
+SAMPLED = 15  # episodes that are asked what most of them have
 CLOCK = ("actions", "action")  # what has a value at every step
 
 
@@ -58,7 +60,8 @@ class Folder:
       path, name, version: as _index_build.place wants them.
       places: the episodes.
       splits: name -> their numbers.
-      features: full name -> Feature, as the first episode has them.
+      features: full name -> Feature, as the first episode has them; where broken ones are left
+        out, as most do.
       stamps: file -> its stamp.
     """
 
@@ -244,15 +247,30 @@ def open_folder(path: _files.Path, broken: list[str] | None = None) -> Folder:
         more = f", the first: {broken[0]}" if broken else ""
         raise plugin.UserError(f"{path}: no episode in {len(files)} files{more}")
     folder = Folder(path, name, "hdf5", tuple(places), splits, {}, stamps)
-    for place in places:
-        try:
-            with Opened(folder, place) as episode:
-                features = _hdf5_columns.features(episode._file, episode._group, episode.length())
+    return dataclasses.replace(folder, features=_features(folder, broken is not None))
+
+
+def _features(folder: Folder, lenient: bool) -> dict[str, Feature]:
+    """Those of the first episode; `lenient`: of the most, the first may be the faulty one."""
+    count = len(folder.places)
+    # So many, evenly spaced, as are opened soon.
+    spaced = sorted({i * count // SAMPLED for i in range(SAMPLED)} if lenient else {0})
+    found, said = [], None
+    for number in dict.fromkeys((*spaced, *(range(count) if lenient else ()))):
+        if found and number not in spaced:
             break
-        except plugin.UserError:
-            if broken is None or place == places[-1]:
+        try:
+            with Opened(folder, folder.places[number]) as episode:
+                length = episode.length()
+                found.append(_hdf5_columns.features(episode._file, episode._group, length))
+        except plugin.UserError as error:
+            if not lenient:
                 raise
-    return dataclasses.replace(folder, features=features)
+            said = said or error
+    if not found:
+        raise said
+    kinds = [tuple((n, f) for n, f in each.items() if n.startswith(STEPS)) for each in found]
+    return found[kinds.index(collections.Counter(kinds).most_common(1)[0][0])]
 
 
 def _looked_at(file: str, stamp: _files.Stamp) -> tuple[list[Place], dict[str, set[str]]]:

@@ -12,13 +12,16 @@ from vla_jax.data.sources._hdf5_folder import STEPS, Folder
 
 
 class Raw:
-    """A split's episodes (recordings.Raw); a data set's path is its name, below `steps/`."""
+    """A split's episodes (recordings.Raw); a data set's path is its name, below `steps/`.
+
+    `skipped` says which files were passed over, and why.
+    """
 
     kind = "HDF5"
 
-    def __init__(self, folder: Folder, split: str):
+    def __init__(self, folder: Folder, split: str, skipped: tuple[str, ...] = ()):
         self._folder, self._chosen = folder, folder.split(split)
-        self.name = folder.name
+        self.name, self.skipped = folder.name, skipped
         self.splits = {name: len(members) for name, members in folder.splits.items()}
         self.fields = {
             name: dict(kind=f.kind, shape=f.shape, dtype=f.dtype)

@@ -89,12 +89,14 @@ def _images(file: str, name: str, group: int) -> list[dict]:
 def _whole(
     folder: Folder, file: str, columns: list[str], kept: Sequence[str], numbers: list[int]
 ) -> tuple[dict, int]:
-    """`_file`; its error names the first episode that has the fault, if it is not all of them."""
+    """`_file`; its error names the first episode that has the fault, if one of them has."""
     try:
         return _file(folder, file, columns, kept, numbers)
     except plugin.UserError as error:
-        for number in numbers if numbers[1:] else ():
-            _whole(folder, file, columns, kept, [number])
+        if len(numbers) > 1:
+            for number in numbers:
+                _whole(folder, file, columns, kept, [number])
+            raise  # each can be read by itself: none is to blame
         raise plugin.UserError(f"{error} (episode {numbers[0]})") from error
 
 

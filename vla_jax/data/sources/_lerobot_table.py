@@ -63,7 +63,7 @@ def open_table(
 
     def make() -> tuple[dict, dict]:
         made = _standardized(folder, split, where, standardizer, stamps, bad_samples)
-        return episodes_lib.pack(made)
+        return _rlds_table.packed(made)
 
     return episodes_lib.unpack(where, *_rlds_table.kept(path, make)), views
 
@@ -146,7 +146,7 @@ def _standardized(
         except plugin.UserError as error:
             if bad_samples == "error":
                 raise
-            skipped.append(str(error))
+            skipped.append(_rlds_table.fault(error))
     if not rows:
         first = f", the first: {skipped[0]}" if skipped else ""
         raise plugin.UserError(f"{where}: no episode is whole ({len(skipped)} are not{first})")

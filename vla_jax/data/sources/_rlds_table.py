@@ -75,7 +75,7 @@ def open_table(
     def make() -> tuple[dict, dict]:
         _index_build.ensure(folder, shards, workers)
         table = _standardized(where, folder, pieces, shards, standardizer, bad_samples)
-        arrays, about = episodes_lib.pack(table)
+        arrays, about = packed(table)
         return arrays, about | {"plain": [_file(shard) != shard.path for shard in shards]}
 
     arrays, about = kept(path, make)
@@ -114,12 +114,41 @@ def cached(place: str) -> str:
     return os.path.join(cache, "vla_jax", "tables", mark)
 
 
+class Passing(str):
+    """What is said of an episode that was left out for a fault of the place, not of its content."""
+
+
+def fault(error: plugin.UserError) -> str:
+    """The message of a fault; Passing where a read failed that may succeed another time."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # Parsers raise OSError, too, for broken content: without a number of the system.
+        lost = isinstance(cause, OSError) and cause.errno is not None
+        gone = isinstance(cause, FileNotFoundError)
+        if isinstance(cause, (TimeoutError, ConnectionError)) or (lost and not gone):
+            return Passing(error)
+        cause = cause.__cause__
+    return str(error)
+
+
+def packed(table: episodes_lib.Episodes) -> tuple[dict, dict]:
+    """episodes.pack of a table, which says if a fault that may pass has left episodes out."""
+    arrays, about = episodes_lib.pack(table)
+    return arrays, about | {"passing": any(isinstance(text, Passing) for text in table.skipped)}
+
+
 def kept(path: str, make) -> tuple[dict, dict]:
-    """What the file holds; made where it is absent or broken."""
+    """What the file holds; made where it is absent or broken.
+
+    A table that lacks episodes for a fault that may pass serves this process alone.
+    """
     try:
         return _load(path, os.stat(path).st_mtime_ns)
     except (FileNotFoundError, plugin.UserError):
-        _files.write(path, mapped.save(*make()))
+        arrays, about = make()
+        if about.get("passing"):
+            path = os.path.join(mapped.scratch("tables"), os.path.basename(path))
+        _files.write(path, mapped.save(arrays, about))
         return _load(path, os.stat(path).st_mtime_ns)
 
 
@@ -194,7 +223,7 @@ def _standardized(
             except plugin.UserError as error:
                 if bad_samples == "error":
                     raise
-                skipped.append(str(error))
+                skipped.append(fault(error))
                 continue
             frames = _frames(episode, {view: found[name] for view, name in views.items()})
             rows.append((episode, frames, shard, number, int(reading.index.offsets[number])))

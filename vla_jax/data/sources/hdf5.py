@@ -74,9 +74,11 @@ def make(
     return robot.RobotRows(context, table, read, made)
 
 
-def raw(path: str, split: str | None = None) -> _hdf5_raw.Raw:
+def raw(path: str, split: str | None = None, bad_episodes: str = "error") -> _hdf5_raw.Raw:
     """The episodes of a split (None: train) as they are stored; UserError as `make` raises it."""
-    return _hdf5_raw.Raw(_hdf5_folder.open_folder(path), split or "train")
+    broken = [] if bad_episodes == "skip" else None
+    folder = _hdf5_folder.open_folder(path, broken)
+    return _hdf5_raw.Raw(folder, split or "train", tuple(broken or ()))
 
 
 def recorded(
@@ -106,7 +108,7 @@ def recorded(
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
 
     def make_table() -> tuple[dict, dict]:
-        return episodes_lib.pack(_standardized(folder, split, where, reads, views, broken))
+        return _rlds_table.packed(_standardized(folder, split, where, reads, views, broken))
 
     kept = os.path.join(_place(folder, index_dir), f"{key}.safetensors")
     table = episodes_lib.unpack(where, *_rlds_table.kept(kept, make_table))
@@ -155,7 +157,7 @@ def _standardized(folder: Folder, split, where, standardizer, views, broken: lis
         except plugin.UserError as error:
             if broken is None:
                 raise
-            skipped.append(str(error))
+            skipped.append(_rlds_table.fault(error))
             continue
         steps = np.asarray(episode.steps, np.int64)
         size = np.full(len(steps), folder.stamps[place.file].size, np.int64)

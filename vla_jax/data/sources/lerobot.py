@@ -142,11 +142,13 @@ class _Reader:
         return f"{file}: {name}"
 
 
-def raw(path: str, split: str | None = None) -> _lerobot_raw.Raw:
+def raw(path: str, split: str | None = None, bad_episodes: str = "error") -> _lerobot_raw.Raw:
     """The episodes of a split (None: train, or the first) as the source names their fields.
 
+    A file is opened when an episode of it is read: `bad_episodes` changes nothing here.
     Raises UserError where the metadata are broken, and for an unknown split.
     """
+    del bad_episodes
     folder = _lerobot_folder.open_folder(path)
     if split is None:
         split = "train" if "train" in folder.splits else next(iter(folder.splits), "train")

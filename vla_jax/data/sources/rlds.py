@@ -57,12 +57,14 @@ def is_at(path: _files.Path) -> bool:
     return any(_files.is_file(_files.join(v, "features.json")) for v in _rlds_folder.versions(path))
 
 
-def raw(path: _files.Path, split: str | None = None) -> _rlds_raw.Raw:
+def raw(path: _files.Path, split: str | None = None, bad_episodes: str = "error") -> _rlds_raw.Raw:
     """The episodes as they were recorded, every field decoded; needs no index.
 
+    A shard is opened when an episode of it is read: `bad_episodes` changes nothing here.
     `split` None: `train`, or the first there is. Raises UserError for another folder, split or
     slice.
     """
+    del bad_episodes
     if split is None:
         splits = _rlds_folder.open_folder(path).splits
         split = "train" if "train" in splits else next(iter(splits), "train")

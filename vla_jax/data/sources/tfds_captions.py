@@ -261,7 +261,7 @@ def _places(folder: Folder, shard: _index_build.Shard) -> tuple[np.ndarray, str]
         return {"places": np.asarray(found, np.int64).reshape(-1, 2)}, {"packed": packed}
 
     arrays, about = _rlds_table.kept(os.path.join(place, f"records-{key}.safetensors"), make)
-    if not about["packed"]:
+    if not about.get("packed", False):  # older tables, made before GZIP was read, do not say
         return np.asarray(arrays["places"]), shard.path
     if not _files.is_file(copy):
         _check_writable(shard, copy)

@@ -108,14 +108,18 @@ def _task(job: Job, fields: Mapping) -> str | None:
 
 
 def _fps(job: Job, raw: recordings.Raw, found: Mapping) -> float:
-    """What the source says, else what --hz or the episodes' action space does."""
+    """What the source says, else what --hz or the episodes' action space does.
+
+    --hz is the recorded rate; a standardizer may keep every so many steps.
+    """
     told = getattr(raw, "fps", None) or found.get("episode_metadata/control_hz")
-    if told and job.control_hz and abs(float(told) - job.control_hz) > 1e-3:
+    stride = getattr(raw, "stride", 1)
+    if told and job.control_hz and abs(float(told) * stride - job.control_hz) > 1e-3:
         raise plugin.UserError(
-            f"{job.path}: --hz: got {job.control_hz:g}, but the source says {float(told):g} steps "
-            "per second; leave --hz out"
+            f"{job.path}: --hz: got {job.control_hz:g}, but the source says "
+            f"{float(told) * stride:g} steps per second; leave --hz out"
         )
-    known = told or job.control_hz or _space_hz(found)
+    known = told or (job.control_hz and job.control_hz / stride) or _space_hz(found)
     if not known:
         raise plugin.UserError(
             f"{job.path}: does not say its steps per second, which LeRobot needs: give --hz"

@@ -92,7 +92,7 @@ class Folder:
 
 def kept(out: str | os.PathLike, key: str) -> pathlib.Path:
     """The hidden folder of a key, which a rerun goes on from."""
-    place = pathlib.Path(out).resolve()
+    place = storage.local("--out", out).resolve()
     return place.parent / f".{place.name}.partial-{KEPT}{key}"
 
 

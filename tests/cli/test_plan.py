@@ -73,3 +73,14 @@ def test_what_does_not_fit_together_is_said(capsys):
     assert "Known: a100" in capsys.readouterr().err
     assert main.main(["plan", "--config", "configs/octo_smal.py", "--topology", "cpu:4"]) == 2
     assert "octo_smal" in capsys.readouterr().err
+
+
+def test_memory_is_this_process_s_own_and_not_its_parent_s():
+    child = "from vla_jax.cli import plan; print(plan._peak_mb())"
+    parent = f"""
+import subprocess, sys
+held = b"x" * (600 << 20)
+subprocess.run([sys.executable, "-c", {child!r}], check=True)
+"""
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True)
+    assert done.returncode == 0 and 5 < int(done.stdout) < 500, (done.stdout, done.stderr)

@@ -16,9 +16,11 @@ and `plan_rss_mb`. The exit code is 0 if the config fits or nobody can say, 1 if
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -84,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(search.text(found, config) if arguments.search else plan.text(found))
     spent = {
         "plan_s": round(time.time() - float(os.environ[BEGUN]), 1),
-        "plan_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "plan_rss_mb": _peak_mb(),
     }
     of = {"config": arguments.config, "topology": arguments.topology}
     print(json.dumps({**of, **found, **spent}), flush=True)
@@ -112,3 +114,15 @@ def _note(row: dict) -> None:
         words = f"{number}mesh {mesh} remat {row['remat']} batch {row['batch_factor']}x: "
         words += f"{row['outcome']}{spent}"
     print(words, file=sys.stderr, flush=True)
+
+
+def _peak_mb() -> int:
+    """MB of memory that this process has held at most.
+
+    Linux hands getrusage's figure on to children: one of a large process would say its parent's.
+    """
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), kib)
+    return round(kib / 1024)

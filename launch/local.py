@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         threading.Thread(target=forward, args=(number, process), daemon=True)
         for number, process in enumerate(started)
     ]
-    for reader in readers:
-        reader.start()
     try:
+        for reader in readers:
+            reader.start()
         code = wait(started)
     except KeyboardInterrupt:
         code = let_end(started)
@@ -124,9 +124,11 @@ def wait(processes: list[subprocess.Popen]) -> int:
 
 def let_end(processes: list[subprocess.Popen]) -> int:
     """The exit code as of `wait`, after Ctrl-C: all may take their time; a second one kills."""
-    print("local.py: waits until all have ended, Ctrl-C kills them", file=sys.stderr, flush=True)
-    ask_to_end(processes)
     try:
+        print(
+            "local.py: waits until all have ended, Ctrl-C kills them", file=sys.stderr, flush=True
+        )
+        ask_to_end(processes)
         for process in processes:
             process.wait()
         return wait(processes)

@@ -192,6 +192,7 @@ LOCAL = {
     ("train/writers/wandb.py", "__init__"): "its own local files; none for a bucket",
     ("cli/main.py", "keep_compiled"): "the compile cache of this machine",
     ("cli/main.py", "_cpu"): "/proc",
+    ("cli/plan.py", "_peak_mb"): "/proc",
     ("cli/main.py", "main"): "/dev/null",
     ("data/dump.py", "save"): "the local file that storage.write hands it",
     ("data/recordings.py", "_nothing"): "URLs have been answered above",

@@ -66,7 +66,6 @@ def child(depth: int) -> dict:
 
 def measure(depth: int) -> dict:
     """CPU-seconds of tracing and of compiling the train_step of a trunk of `depth` layers."""
-
     from benchmarks import octo_small
     from vla_jax.models import synthetic
     from vla_jax.parallel import mesh as meshes

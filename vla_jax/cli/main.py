@@ -75,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _nobody_reads(sys.stdout):
             raise
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for Python's own last flush
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell says of a program that SIGPIPE ended
 
 
@@ -86,12 +85,11 @@ def _door(argv: list[str]) -> int:
         verb = " ".join(argv[:words])
         if verb in VERBS:
             return _run(verb, argv[words:])
-    group = "data " if argv[:1] == ["data"] else ""
-    if not argv[bool(group) :] or argv[bool(group)] in ("-h", "--help"):
+    group, rest = ("data ", argv[1:]) if argv[:1] == ["data"] else ("", argv)
+    if not rest or rest[0] in ("-h", "--help"):
         print(usage(group))
         return 0
-    asked = " ".join(argv[:2]) if argv[0] == "data" else argv[0]
-    print(plugin.unknown("vla", asked, VERBS), file=sys.stderr)
+    print(plugin.unknown("vla", group + rest[0], VERBS), file=sys.stderr)
     return 2
 
 

@@ -64,7 +64,8 @@ def match(
             "the checkpoint is of another architecture; declare what may start fresh "
             "(init_from.fresh = (regex, …)) or fix the config:\n" + "\n".join(wrong)
         )
-    unused = tuple(path for path in have if path not in set(taken.values()))
+    used = set(taken.values())
+    unused = tuple(path for path in have if path not in used)
     return taken, Report(mapped=tuple(taken), missing=tuple(missing), unused=unused)
 
 

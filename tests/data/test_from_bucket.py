@@ -1,7 +1,6 @@
 """Data read out of a bucket, by an emulator of Google's: the same samples as from a disk."""
 
 import io
-import logging
 import tarfile
 
 import numpy as np
@@ -14,19 +13,11 @@ from vla_jax.codecs import text_tokenizer
 from vla_jax.data import mixture as mixture_lib
 from vla_jax.data.sources import _files
 
-# The clients leave sockets to the collector; the emulator logs what is looked for in vain.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = bucket.MARKS
 
 
 @pytest.fixture(scope="module")
 def store():
-    for name in ("gcsfs", "gcp_storage_emulator"):
-        pytest.importorskip(name, reason=f"needs {name} (extra dev): pip install -e .[gcs,dev]")
-    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     with bucket.emulated() as emulator:
         yield emulator
 

@@ -6,12 +6,21 @@ manifest that it has read again only over that generation, and finds it malforme
 
 import contextlib
 import http.server
+import logging
 import os
 import threading
 import urllib.parse
 from functools import partial
 
+import pytest
+
 NAME = "gs://bucket"
+# Of tests that use it: the clients leave sockets to the collector.
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 # What gcsfs, google-cloud-storage and TensorStore are told of an emulator.
 SETTINGS = {
     "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
@@ -75,7 +84,14 @@ def _strict():
 
 @contextlib.contextmanager
 def emulated():
-    """The emulator's storage, with an empty bucket, and the environment that leads there."""
+    """The emulator's storage, with an empty bucket, and the environment that leads there.
+
+    Skips the test that asks where the packages are missing.
+    """
+    for name in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(name, reason=f"needs {name} (extra dev): pip install -e .[gcs,dev]")
+    # It logs what is looked for in vain.
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     from gcp_storage_emulator.handlers import buckets
 
     storage, handler = _strict()

@@ -1,7 +1,6 @@
 """A run whose workdir is a bucket, against an emulator; what no bucket can hold is refused."""
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -19,19 +18,11 @@ from vla_jax.train import checkpoint, examine, lock
 from vla_jax.train.writers import jsonl
 
 ONE = jax.devices()[:1]
-# The clients leave sockets to the collector; the emulator logs what is looked for in vain.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = bucket.MARKS
 
 
 @pytest.fixture(scope="module")
 def store():
-    for name in ("gcsfs", "gcp_storage_emulator"):
-        pytest.importorskip(name, reason=f"needs {name} (extra dev): pip install -e .[gcs,dev]")
-    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     with bucket.emulated() as emulator:
         yield emulator
 

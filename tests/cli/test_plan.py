@@ -64,6 +64,11 @@ def test_libtpu_compiles_for_chips_that_are_not_there(capfd):
     assert cpu["compiled_for"] == "cpu" and "temporary_bytes" in cpu["indicative"]
     for name in ("parameter_bytes", "optimizer_bytes", "batch_bytes", "train_step_flops"):
         assert tpu[name] == cpu[name] > 0
+    large = "--config.streams.robot.batch_size=1000000"
+    assert main.main([*words, "--topology", "v5e:2x2", large]) == 1
+    refused = last_json(capfd)
+    assert refused["fits"] is False and "exceeds available HBM" in refused["refusal"]
+    assert refused["parameter_bytes"] == tpu["parameter_bytes"]
     assert main.main([*words, "--topology", "v5e:3x5"]) == 2
     assert "libtpu does not know it" in capfd.readouterr().err
 

@@ -12,7 +12,7 @@ from vla_jax.models import synthetic
 from vla_jax.nn import attention
 from vla_jax.parallel import chips
 from vla_jax.parallel import mesh as meshes
-from vla_jax.train import flops, plan, smoke, start
+from vla_jax.train import flops, plan, program, smoke, start
 
 AXES = {"fsdp": 4, "data": 2}
 
@@ -60,6 +60,31 @@ def test_the_roofline_and_the_words(config, found):
     assert "indicative" in text and "fits" in text and "all-reduce" in text
     small = dataclasses.replace(chips.CHIPS["h100"], memory=1e3)
     assert not plan.make(config, small, jax.devices()[:8])["fits"]
+
+
+class Lowered:
+    """A program whose compiler has this to say."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def compile(self, compiler_options=None):
+        raise jax.errors.JaxRuntimeError(self.words)
+
+
+def test_what_the_chip_s_compiler_refuses_does_not_fit(config, monkeypatch):
+    said = "RESOURCE_EXHAUSTED: Ran out of memory: 15.96G exceeds 15.75G\nmuch more"
+    monkeypatch.setattr(program, "lower", lambda *_: Lowered(said))
+    refused = plan.make(config, chips.CHIPS["v5e"], jax.devices()[:8])
+    assert refused["fits"] is False and refused["refusal"] == said.splitlines()[0]
+    assert refused["temporary_bytes"] is refused["collectives"] is None
+    assert "temporary_bytes" not in refused["exact"] + refused["indicative"]
+    assert refused["parameter_bytes"] > 0 and "network" not in refused["bounds_s"]
+    text = plan.text(refused)
+    assert "DOES NOT FIT" in text and "15.96G exceeds 15.75G" in text
+    monkeypatch.setattr(program, "lower", lambda *_: Lowered("INTERNAL: a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        plan.make(config, chips.CHIPS["v5e"], jax.devices()[:8])
 
 
 @pytest.mark.parametrize("name, platform", [("splash", "tpu"), ("cudnn", "gpu")])

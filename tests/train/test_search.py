@@ -53,6 +53,7 @@ class Machine:
         return dict(
             fits=held <= chip.memory,
             program_bytes=held,
+            refusal=None,
             temporary_bytes=KEPT[remat] * rows,
             step_lower_bound_s=float(mesh.fsdp + rows),
             bound_by="network",

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             found = search.search(config, chip, devices, **limits)
         else:
             found = plan.make(config, chip, devices)
-    except RuntimeError as error:  # XLA: out of memory on the chip, a program it cannot compile
+    except RuntimeError as error:  # XLA's own
         raise plugin.UserError(f"plan: XLA cannot compile this: {str(error)[:600]}") from error
     print(search.text(found, config) if arguments.search else plan.text(found))
     spent = {

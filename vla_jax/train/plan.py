@@ -50,7 +50,9 @@ def devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device]:
 def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Device]) -> dict:
     """The figures of a config on `found` devices, ready for JSON; bytes and seconds per device.
 
-    UserError for what does not fit together: mesh, batch sizes, tables.
+    A program that a chip cannot hold has no collectives and temporaries, but a `refusal`: libtpu
+    compiles nothing that does not fit. UserError for what does not fit together: mesh, batch
+    sizes, tables.
     """
     tokenizer, origin = smoke.text_tokenizer(config)
     network, objectives = smoke.parts(config, tokenizer)
@@ -62,14 +64,16 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         batches = synthetic.abstract(config, size)
         train_step = program.train_step(config, network, objectives, run)
         lowered = program.lower(train_step, run, batches)
-        compiled = lowered.compile(compiler_options=None if real else QUICK)
+        compiled, refusal = _compile(lowered, None if real else QUICK)
     memory = exact_memory(run.abstract, batches, mesh) | _program_memory(compiled)
-    sent = census.collectives(compiled.as_text(), len(found))
+    sent = census.collectives(compiled.as_text(), len(found)) if compiled else None
     work = flops_lib.train_step(config, network, size, run.variables, batches)
     least = times(config, chip, len(found), work, memory, sent)
-    memory["program_bytes"] += feed.AHEAD * memory["batch_bytes"]
-    fits = None if chip.memory is None else memory["program_bytes"] <= chip.memory
-    return {
+    fits = False if refusal else None
+    if compiled:
+        memory["program_bytes"] += feed.AHEAD * memory["batch_bytes"]
+        fits = None if chip.memory is None else memory["program_bytes"] <= chip.memory
+    figures = {
         "mesh": dict(mesh.shape),
         "devices": len(found),
         "chip": chip.name,
@@ -79,12 +83,15 @@ def make(config: config_lib.TrainConfig, chip: chips.Chip, found: list[jax.Devic
         **memory,
         "memory_bytes": chip.memory,
         "fits": fits,
+        "refusal": refusal,
         "collectives": sent,
         "train_step_flops": sum(work.values()),
         "flops_by_part": work,
         **least,
-        **_sure(config, origin, real),
     }
+    known = {name for name, figure in figures.items() if figure is not None}
+    sure = _sure(config, origin, real)
+    return figures | {kind: [x for x in names if x in known] for kind, names in sure.items()}
 
 
 def _tpu_devices(chip: chips.Chip, shape: tuple[int, ...]) -> list[jax.Device] | None:
@@ -121,8 +128,20 @@ def exact_memory(state: Any, batches: Any, mesh: Mesh) -> dict[str, int]:
     }
 
 
-def _program_memory(compiled: Any) -> dict[str, int]:
-    """Bytes per device of the whole program while it runs."""
+def _compile(lowered: Any, options: dict | None) -> tuple[Any, str | None]:
+    """(the program, None), or (None, what XLA says) where it is too large for the chip."""
+    try:
+        return lowered.compile(compiler_options=options), None
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, str(error).splitlines()[0][:300]
+
+
+def _program_memory(compiled: Any) -> dict[str, int | None]:
+    """Bytes per device of the whole program while it runs; None for one that is too large."""
+    if compiled is None:
+        return {"temporary_bytes": None, "program_bytes": None}
     found = compiled.memory_analysis()
     return {
         "temporary_bytes": found.temp_size_in_bytes,
@@ -157,8 +176,11 @@ def item_bytes(leaf: Any) -> int:
     return np.dtype(leaf.dtype).itemsize
 
 
-def times(config, chip, count: int, work: dict, memory: dict, sent: dict) -> dict:
-    """The roofline: seconds that arithmetic, memory and network each take at least."""
+def times(config, chip, count: int, work: dict, memory: dict, sent: dict | None) -> dict:
+    """The roofline: seconds that arithmetic, memory and network each take at least.
+
+    Without `sent`, of a program that was not compiled, nothing is said of the network.
+    """
     rate = chip.flops if config.model.dtype == "bfloat16" else chip.flops_float32
     if rate is None:
         return {"bounds_s": None, "step_lower_bound_s": None, "bound_by": None, "mfu_bound": None}
@@ -167,8 +189,9 @@ def times(config, chip, count: int, work: dict, memory: dict, sent: dict) -> dic
     bounds = {
         "arithmetic": sum(work.values()) / (count * rate),
         "memory": moved / chip.bandwidth,
-        "network": sum(entry["bytes"] for entry in sent.values()) / chip.network,
     }
+    if sent is not None:
+        bounds["network"] = sum(entry["bytes"] for entry in sent.values()) / chip.network
     slowest = max(bounds, key=bounds.get)
     return {
         "bounds_s": bounds,
@@ -182,7 +205,7 @@ def text(found: dict) -> str:
     """The figures as a person reads them."""
 
     def gib(name: str) -> str:
-        return f"{found[name] / 2**30:8.3f} GiB"
+        return "       ?" if found[name] is None else f"{found[name] / 2**30:8.3f} GiB"
 
     unsure = ""
     if "parameter_bytes" in found["indicative"]:
@@ -203,8 +226,11 @@ def text(found: dict) -> str:
     if found["memory_bytes"]:
         verdict = "fits" if found["fits"] else "DOES NOT FIT"
         lines.append(f"  chip        {found['memory_bytes'] / 2**30:8.3f} GiB: {verdict}")
-    lines.append("collectives per train_step and device")
-    for kind, entry in found["collectives"].items():
+    if found["refusal"]:
+        lines.append(f"  its compiler: {found['refusal']}")
+    unknown = ": ?" if found["collectives"] is None else ""
+    lines.append(f"collectives per train_step and device{unknown}")
+    for kind, entry in (found["collectives"] or {}).items():
         lines.append(f"  {kind:<18} {entry['count']:6d} x, {entry['bytes'] / 2**20:12.1f} MiB sent")
     lines.append(f"operations of a train_step {found['train_step_flops'] / 1e12:.3f} TFLOP")
     for part, flops in sorted(found["flops_by_part"].items(), key=lambda pair: -pair[1]):

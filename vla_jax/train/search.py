@@ -209,10 +209,8 @@ def _tried(config, chip: chips.Chip, found: Sequence[jax.Device], chosen: Candid
         figures = plan.make(made, chip, list(found))
     except plugin.UserError as error:
         return {"outcome": "refused", **row, "why": str(error)}
-    except RuntimeError as error:  # XLA's
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return {"outcome": "does not fit", **row, "why": str(error).splitlines()[0][:200]}
+    if figures["refusal"]:
+        return {"outcome": "does not fit", **row, "why": figures["refusal"]}
     samples = sum(stream.batch_size for stream in made.streams.values())
     bound = figures["step_lower_bound_s"]
     return {

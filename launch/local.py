@@ -123,7 +123,10 @@ def wait(processes: list[subprocess.Popen]) -> int:
 
 
 def let_end(processes: list[subprocess.Popen]) -> int:
-    """The exit code as of `wait`, after Ctrl-C: all may take their time; a second one kills."""
+    """The exit code as of `wait`, after Ctrl-C: all may take their time, whoever fails meanwhile.
+
+    A second one kills; nothing comes of more.
+    """
     try:
         print(
             "local.py: waits until all have ended, Ctrl-C kills them", file=sys.stderr, flush=True
@@ -133,6 +136,7 @@ def let_end(processes: list[subprocess.Popen]) -> int:
             process.wait()
         return wait(processes)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for process in processes:
             process.kill()
         return 128 + signal.SIGINT

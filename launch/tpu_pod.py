@@ -76,7 +76,8 @@ def train(pod: Pod, words: list[str], workdir: str, restarts: int) -> int:
     while True:
         code, newest = slice_of(pod) or pod.call(pod.preparing()), tries.begun
         if not code:
-            code, newest = pod.newest(workdir)
+            code, found = pod.newest(workdir)
+            newest = newest if code else found  # a look that fails says nothing of checkpoints
         if code not in (0, CUT) and pod.state() not in GONE:
             return code
         if not tries.again(ended, newest):  # how the time before has ended
@@ -95,10 +96,11 @@ def train(pod: Pod, words: list[str], workdir: str, restarts: int) -> int:
 
 def slice_of(pod: Pod) -> int:
     """0 when the slice is there; else why not, 1 where it came to nothing."""
-    asked = False
+    asked, absent = False, 0
     while (state := pod.state()) != "ACTIVE":
-        if asked and state in GONE:
-            print(f"tpu_pod.py: the request has come to {state}", file=sys.stderr)
+        absent = absent + 1 if state is None else 0
+        if asked and (state in GONE or absent == ASKED):  # a new request may take a while to show
+            print(f"tpu_pod.py: the request has come to {state or 'nothing'}", file=sys.stderr)
             return 1
         if state in GONE:  # taken away: the request goes too, a new one queues
             pod.call(pod.deleting())
@@ -107,7 +109,8 @@ def slice_of(pod: Pod) -> int:
                 return code
             asked = True
             continue
-        print(f"tpu_pod.py: {state}, waiting for the slice", file=sys.stderr, flush=True)
+        said = state or "no request"
+        print(f"tpu_pod.py: {said}, waiting for the slice", file=sys.stderr, flush=True)
         time.sleep(POLL)
     return 0
 
@@ -126,7 +129,7 @@ class Pod:
     def state(self) -> str | None:
         """The request's state as Cloud TPU calls it, None where there is no request.
 
-        None, too, where gcloud cannot say it for long: to ask for a slice then shows why.
+        None, too, where gcloud cannot say it for long: to ask for a slice shows why.
         """
         for _ in range(ASKED):
             done = subprocess.run(self.describing(), capture_output=True, text=True)

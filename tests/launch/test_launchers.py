@@ -168,6 +168,14 @@ ASK, RUN = "describe", "ssh ssh ssh"  # for the state; set up, look for a checkp
         # The line is cut before the training; that counts, too.
         (["ACTIVE"], ["cut", -1], [0], 0, f"{ASK} ssh ssh {ASK} {RUN}"),
         (["ACTIVE"], ["cut"], [0], 76, " ".join([f"{ASK} ssh ssh"] * 4)),
+        # That every other look is cut makes no checkpoint newer.
+        (
+            ["ACTIVE"],
+            [7, "cut", 7, "cut"],
+            [76],
+            76,
+            " ".join([f"{ASK} {RUN} {ASK} {ASK} ssh ssh"] * 2),
+        ),
         # gcloud does not say how the request stands: no other is made, unless for long.
         (["no line", "no line", "ACTIVE"], [-1], [0], 0, f"{ASK} {ASK} {ASK} {RUN}"),
         (["no line"], [7], [0], 7, f"{ASK} {ASK} {ASK} create {ASK} {ASK} {ASK}"),
@@ -179,8 +187,9 @@ ASK, RUN = "describe", "ssh ssh ssh"  # for the state; set up, look for a checkp
             0,
             f"{ASK} {RUN} {ASK} {ASK} delete create {ASK} {RUN}",
         ),
-        # A request that comes to nothing each time.
+        # A request that comes to nothing each time, or that somebody takes back.
         ([None, "FAILED"], [-1], [0], 76, None),
+        ([None], [0], [0], 1, f"{ASK} create {ASK} {ASK} {ASK}"),
         # It cannot be asked for (7, below), or the workdir not be looked at.
         ([None], [7], [0], 7, f"{ASK} create {ASK}"),
         (["ACTIVE"], ["no such folder"], [0], 1, f"{ASK} ssh ssh {ASK}"),

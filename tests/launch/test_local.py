@@ -42,8 +42,8 @@ def test_ctrl_c_waits_for_a_save(ends, times, code):
         assert "waits until all have ended" in started.stdout.readline()
         limit = time.monotonic() + 30
         while times > 1 and started.poll() is None and time.monotonic() < limit:
-            os.killpg(started.pid, signal.SIGINT)
-            time.sleep(0.3)
+            os.killpg(started.pid, signal.SIGINT)  # and more, which are not heard
+            time.sleep(0.05)
         assert started.wait(timeout=30) == code
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -252,6 +252,28 @@ def test_a_process_that_is_alone_ends_when_it_hangs(way):
         assert '"<string>", line 6' in done.stderr  # where it stands
 
 
+# Nobody reads what it says: `vla train | head` under a launcher that is gone.
+UNHEARD = """
+import os, sys
+from vla_jax.parallel import processes
+ours, theirs = os.pipe()
+os.close(ours)
+os.dup2(theirs, 1)
+os.dup2(theirs, 2)
+print("a line that is kept back")
+try:
+    processes._lost("nothing comes")
+finally:
+    os._exit(3)
+"""
+
+
+def test_who_is_not_heard_ends_all_the_same():
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", UNHEARD], env=environment, timeout=50)
+    assert done.returncode == watch.LOST
+
+
 # Process 1 stands still where it draws its rows, or is stopped as a whole; its watcher goes on.
 HANGING = """
 import os, signal, sys, time

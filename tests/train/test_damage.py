@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from tests.train import toy
 from vla_jax import plugin
-from vla_jax.train import checkpoint, lock
+from vla_jax.train import checkpoint, lock, stored
 
 ONE = jax.devices()[:1]
 # When one array of a restore fails, TensorStore's callbacks for others find Orbax's loop closed.
@@ -209,3 +210,15 @@ def test_two_runs_in_one_folder(made, tmp_path):
     with lock.hold(str(tmp_path / "a/b")):
         assert (tmp_path / "a/b" / lock.FILE).exists()
     assert sorted(tmp_path.rglob("*")) == [folder]
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 80 bytes", "fsdp"),
+        ("RESOURCE_EXHAUSTED: Error opening file: Too many open files", "damaged|unreadable"),
+    ],
+)
+def test_what_is_full_is_told(said, expected, tmp_path):
+    error = stored.refused(tmp_path, "params/kernel: ", RuntimeError(said))
+    assert re.search(expected, str(error)) and said in str(error), str(error)

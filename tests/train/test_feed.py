@@ -1,4 +1,4 @@
-"""The loop's feed: in order, one ahead and no more, exact to resume, and honest about waiting."""
+"""The loop's feed: in order, one placed ahead and no more, exact to resume, honest about waits."""
 
 import time
 

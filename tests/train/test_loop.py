@@ -10,9 +10,10 @@ import pytest
 
 from tests.train import toy
 from vla_jax import plugin, trees
-from vla_jax.parallel import arrays
+from vla_jax.parallel import arrays, processes
 from vla_jax.parallel import mesh as meshes
 from vla_jax.train import checkpoint, hooks, loop, program, start
+from vla_jax.train import log as logs
 from vla_jax.train.writers import jsonl
 
 ONE = jax.devices()[:1]
@@ -98,6 +99,18 @@ def test_restart_from_a_resume_point_on_another_mesh(tmp_path):
         assert same(first, jax.device_get(state.variables))
         assert (int(state.step), meta.n) == (2, {"robot": 32, "vl": 16})
         assert jax.tree.map(lambda x: x.sharding, state) == plan.shardings
+
+
+@pytest.mark.parametrize("where", [(logs.Log, "flush"), (checkpoint.Checkpoints, "wait")])
+def test_waiting_for_devices_and_disks_is_watched(where, tmp_path, monkeypatch):
+    """Before validation and hooks, which may take their time, before saves, and at the end."""
+    at, seen = [None], []
+    monkeypatch.setattr(processes.Progress, "at", lambda _, what, others=False: at.append(what))
+    wait = getattr(*where)
+    monkeypatch.setattr(*where, lambda *given: (seen.append(at[-1]), wait(*given))[1])
+    probe = hooks.Hook(name="probe", every=2, call=lambda *_: seen.append(at[-1]) or {})
+    toy.run(toy.config(), tmp_path, hooks=[probe], devices=ONE)
+    assert seen.count(None) == 2 and len(seen) > 2  # the hook's own calls alone
 
 
 def test_one_stream_loss_falls_with_validation_best_and_hook(tmp_path):

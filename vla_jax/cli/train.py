@@ -111,16 +111,16 @@ def _parameters(assembly) -> str:
     from vla_jax.parallel import mesh as meshes
     from vla_jax.train import start
 
-    config, said, sizes = assembly.config, "", dataclasses.asdict(assembly.config.mesh)
+    config, said, axes = assembly.config, "", dataclasses.asdict(assembly.config.mesh)
     trunk = dict(config.model.trunk)
     if "attention" in trunk:  # parameters are the same by a kernel that this machine lacks
         trunk["attention"] = attention_kernels.plain(trunk["attention"])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=trunk))
     try:
-        mesh = meshes.make(sizes)
+        mesh = meshes.make(axes)
     except plugin.UserError as error:
-        given = list(sizes.values())
-        if 0 in given or min(given) < -1 or given.count(-1) > 1:
+        sizes = list(axes.values())
+        if 0 in sizes or min(sizes) < -1 or sizes.count(-1) > 1:
             raise  # a mesh of no machine
         mesh = meshes.make(devices=jax.devices()[:1])
         said = f"\nas on ONE device, since this machine has another number: {error}"

@@ -118,9 +118,11 @@ def _await_address(host: str) -> None:
 
 def _lost(text: str) -> NoReturn:
     """Ends this process, which waits where nothing comes: begun again, all may go well."""
-    sys.stdout.flush()
-    print(f"vla: {text} (exit code {watch.LOST})", file=sys.stderr, flush=True)
-    os._exit(watch.LOST)
+    try:
+        print(f"vla: {text} (exit code {watch.LOST})", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:  # whoever read what this says may be gone
+        os._exit(watch.LOST)
 
 
 @contextlib.contextmanager

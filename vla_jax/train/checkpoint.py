@@ -148,16 +148,18 @@ class Checkpoints:
     ) -> None:
         """Saves the parameters if `config.checkpoint.best_metric` is among the best so far.
 
-        UserError when `metrics` do not hold it, or it is not finite.
+        UserError when `metrics`, the same on every process, do not hold it, or it is not finite.
         """
         if self._best is None:
             return
         name = self._config.checkpoint.best_metric
         if name not in metrics:
-            raise plugin.UserError(plugin.unknown("config.checkpoint.best_metric", name, metrics))
+            text = plugin.unknown("config.checkpoint.best_metric", name, metrics)
+            raise processes.KnownToAll(text)
         value = {"value": float(metrics[name])}
         if not math.isfinite(value["value"]):
-            raise plugin.UserError(f"train_step {step}: the best metric {name} is {metrics[name]}")
+            text = f"train_step {step}: the best metric {name} is {metrics[name]}"
+            raise processes.KnownToAll(text)
         # Left by a run that went further, broke off and began again: Orbax would refuse this step.
         for stale in [s for s in self._best.all_steps() if s >= step]:
             self._best.delete(stale)

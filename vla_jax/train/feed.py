@@ -36,8 +36,9 @@ class Feed:
     """The next `count` batches of all streams, in order, each placed while the one before is used.
 
     Args:
-      streams: name -> an iterator; `skipped` of one, if it has it, is how many broken samples gave
-        way so far. They are drawn from in one thread, and closed by whoever opened them.
+      streams: name -> an iterator; `skipped` of one, if it has it, is how many broken samples of
+        this host gave way since it was opened. They are drawn from in one thread, and closed by
+        whoever opened them.
       mesh: where batches are placed.
       count: how many are drawn at most.
     """
@@ -51,7 +52,7 @@ class Feed:
         self._thread.start()
 
     def take(self, running: Any = None) -> tuple[dict[str, types.Batch], float, int]:
-        """(stream -> its next batch, s that the devices waited for it, broken samples so far).
+        """(stream -> its next batch, s that the devices waited for it, samples skipped so far).
 
         `running`: arrays that the train_step before makes; until they are there, nothing waits.
         Raises what drawing the batch raised.

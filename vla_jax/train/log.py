@@ -53,7 +53,7 @@ class Log:
         """Takes the metrics of train_step `done`, and fetches those of the one before.
 
         So the device always has a train_step to work on. `wait`: seconds spent waiting for data.
-        `skipped`: broken samples so far that gave way to others.
+        `skipped`: broken samples among this host's since the run went on, which gave way to others.
         """
         self._wait += wait
         self._skipped = skipped

@@ -131,7 +131,6 @@ def run(
             if done == begin + 1:  # that it had to be compiled is no part of a train_step's time
                 log.pause("compile", time.perf_counter() - clock)
             log.add(done, metrics, wait, skipped)  # fetches the metrics of the train_step before
-            progress.at(None)
             n = {name: drawn + config.streams[name].batch_size for name, drawn in n.items()}
 
             # --------------------------------------------------------- validation and hooks
@@ -139,6 +138,7 @@ def run(
             validated = validation and hooks_lib.due(done, config.validation.every, config.steps)
             if called or validated:
                 log.flush()  # waits for the train_step, whose time is its own
+            progress.at(None)
             clock = time.perf_counter()
             if validated:
                 held_out = _validate(config, eval_step, state, validation, rows, mesh)
@@ -157,10 +157,10 @@ def run(
                 clock = time.perf_counter()
                 saver.save(done, state, n, account.seconds())
                 log.pause("save", time.perf_counter() - clock)
-                progress.at(None)
             if stopping:
                 logging.warning("asked to stop: saved train_step %d of %d", done, config.steps)
                 break
+        progress.at("the end of the last save", others=True)
         saver.wait()
     return state
 

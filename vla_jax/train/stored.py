@@ -156,7 +156,8 @@ def arrays(
 def refused(folder: pathlib.PurePath, item: str, error: BaseException) -> plugin.UserError:
     """What to say of an error met while arrays were read onto devices."""
     said = f"{item}{first_line(error)}"
-    if "RESOURCE_EXHAUSTED" in str(error):
+    # XLA's; TensorStore says RESOURCE_EXHAUSTED, too, of a disk and of open files.
+    if re.search("RESOURCE_EXHAUSTED.*(allocat|[Oo]ut of memory)", str(error), re.DOTALL):
         return plugin.UserError(
             f"checkpoint {folder} does not fit into the devices' memory: {said}; use more devices "
             "or more config.mesh.fsdp (`vla plan` says what the config needs)"

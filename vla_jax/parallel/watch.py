@@ -299,7 +299,8 @@ class _Watcher:
         if code != LOST and self.settings["number"] == 0:
             self._see_off()
         if not self.left:
-            text = f"vla: {name} is gone: {why}. {self.settings['name']} ends too, with exit code "
+            text = f"vla: {name} is gone: {why.rstrip('.')}. {self.settings['name']} ends too, "
+            text += "with exit code "
             if code == LOST:
                 text += f"{code}. Give the same command again on every host: the run goes on from "
                 text += "its last checkpoint."

@@ -19,7 +19,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import looks, robot
+from vla_jax.data import looks, passing, robot
 from vla_jax.data.sources import (
     _files,
     _hdf5_folder,
@@ -157,7 +157,7 @@ def _standardized(folder: Folder, split, where, standardizer, views, broken: lis
         except plugin.UserError as error:
             if broken is None:
                 raise
-            skipped.append(_rlds_table.fault(error))
+            skipped.append(passing.fault(error))
             continue
         steps = np.asarray(episode.steps, np.int64)
         size = np.full(len(steps), folder.stamps[place.file].size, np.int64)

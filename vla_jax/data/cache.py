@@ -107,7 +107,7 @@ class View:
       files: of all pictures, FRAMES in each.
       size: (height, width).
       raw: whether pictures are stored as arrays.
-      place: int64 [N], number of the picture of each row of the table; -1 = none.
+      number: int64 [N], of the picture of each row of the table; -1 = none.
       offset: int64 [pictures], byte in its file.
       length: int64 [pictures]; 0 = it could not be read when the cache was made.
     """
@@ -115,31 +115,31 @@ class View:
     files: tuple[str, ...]
     size: tuple[int, int]
     raw: bool
-    place: np.ndarray
+    number: np.ndarray
     offset: np.ndarray
     length: np.ndarray
 
     def is_broken(self, row: int) -> bool:
         """Whether there is a picture at a row of the table that could not be read."""
-        place = int(self.place[row])
-        return place >= 0 and not self.length[place]
+        number = int(self.number[row])
+        return number >= 0 and not self.length[number]
 
     def pictures(self, rows: Sequence[int]) -> list[bytes | np.ndarray]:
         """The pictures of the table's rows; b"" where there is none."""
         found: list[bytes | np.ndarray] = []
         opened, descriptor = None, -1
         try:
-            for place in self.place[np.asarray(rows)].tolist():
-                if place < 0:
+            for number in self.number[np.asarray(rows)].tolist():
+                if number < 0:
                     found.append(b"")
                     continue
-                if place // FRAMES != opened:
+                if number // FRAMES != opened:
                     if opened is not None:
                         os.close(descriptor)
                     opened = None
-                    descriptor = os.open(self.files[place // FRAMES], os.O_RDONLY)
-                    opened = place // FRAMES
-                found.append(self._picture(descriptor, place))
+                    descriptor = os.open(self.files[number // FRAMES], os.O_RDONLY)
+                    opened = number // FRAMES
+                found.append(self._picture(descriptor, number))
         except FileNotFoundError as error:
             raise plugin.UserError(
                 f"{error.filename}: no such file any more; a run that resizes images needs its "
@@ -150,8 +150,8 @@ class View:
                 os.close(descriptor)
         return found
 
-    def _picture(self, descriptor: int, place: int) -> bytes | np.ndarray:
-        offset, length = int(self.offset[place]), int(self.length[place])
+    def _picture(self, descriptor: int, number: int) -> bytes | np.ndarray:
+        offset, length = int(self.offset[number]), int(self.length[number])
         if self.raw:
             picture = np.empty((*self.size, 3), np.uint8)
             got = os.preadv(descriptor, [picture], offset)
@@ -159,7 +159,7 @@ class View:
             picture = os.pread(descriptor, length, offset)
             got = len(picture)
         if got != length:
-            raise _damaged(self.files[place // FRAMES], f"{got} of {length} bytes at {offset}")
+            raise _damaged(self.files[number // FRAMES], f"{got} of {length} bytes at {offset}")
         return picture
 
 
@@ -210,13 +210,13 @@ class _Maker:
         if missing:
             self._make(files, parts, missing)
         indices = [_index(file, len(part)) for file, part in zip(files, parts)]
-        place = np.full(len(seen), -1, np.int64)
-        place[rows] = np.arange(len(rows))
+        number = np.full(len(seen), -1, np.int64)
+        number[rows] = np.arange(len(rows))
         return View(
             tuple(map(str, files)),
             self.size,
             self.settings.format == "raw",
-            place,
+            number,
             np.concatenate([index[:-1] for index in indices]),
             np.concatenate([np.diff(index) for index in indices]),
         )

@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 
 from vla_jax import plugin, storage
-from vla_jax.data import images, mapped
+from vla_jax.data import images, mapped, passing
 from vla_jax.data.episodes import Episodes, FrameReader
 from vla_jax.types import SourceContext
 
@@ -212,13 +212,20 @@ class _Maker:
         indices = [_index(file, len(part)) for file, part in zip(files, parts)]
         number = np.full(len(seen), -1, np.int64)
         number[rows] = np.arange(len(rows))
+        length = np.concatenate([np.diff(index) for index in indices])
+        empty = rows[length == 0]
+        if missing and len(empty):
+            self._say(
+                f"{len(empty)} of {len(rows)} images of {self.name} cannot be read and were left "
+                f"empty, the first: {self.episodes.place(self.name, int(empty[0]))}"
+            )
         return View(
             tuple(map(str, files)),
             self.size,
             self.settings.format == "raw",
             number,
             np.concatenate([index[:-1] for index in indices]),
-            np.concatenate([np.diff(index) for index in indices]),
+            length,
         )
 
     def _folder(self) -> pathlib.Path:
@@ -269,21 +276,15 @@ class _Maker:
                 for data in self.read(self.name, int(episode), rows.tolist()):
                     digest.update(np.ascontiguousarray(np.frombuffer(data, np.uint8)))
             except plugin.UserError as error:
-                if not self.skips:
-                    raise
-                digest.update(str(error).encode())
+                self._check_skipped(error, int(rows[0]))
+                digest.update(b"broken")  # messages hold paths and addresses
         return digest.hexdigest()
 
     def _make(self, files: list[pathlib.Path], parts: list[np.ndarray], missing: list[int]) -> None:
         root = pathlib.Path(self.settings.path)
         _sweep(files[0].parent)
         todo = sum(len(parts[i]) for i in missing)
-        print(
-            f"{self.where}: resizing {todo} images of {self.name} to {self.size} into "
-            f"{files[0].parent}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._say(f"resizing {todo} images of {self.name} to {self.size} into {files[0].parent}")
         # Processes that make one cache together begin at different files.
         turn = os.getpid() % len(missing)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -318,10 +319,8 @@ class _Maker:
             (data,) = self.read(self.name, episode, [row])
             image = images.decode(data, self.method) if isinstance(data, bytes) else data
         except plugin.UserError as error:
-            if self.skips:
-                return b""
-            place = self.episodes.place(self.name, row)
-            raise plugin.UserError(f"{self.where}: {place}: {error}") from error
+            self._check_skipped(error, row)
+            return b""
         made = images.resize(image, self.size, self.method)
         if self.settings.format == "raw":
             return np.ascontiguousarray(made).tobytes()
@@ -331,6 +330,21 @@ class _Maker:
         return simplejpeg.encode_jpeg(
             made, quality=self.settings.quality, colorsubsampling="420", fastdct=False
         )
+
+    def _check_skipped(self, error: plugin.UserError, row: int) -> None:
+        """Raises `error`, with its place, unless it is skipped; one that may pass never is.
+
+        What is left empty stays so in every later run.
+        """
+        passes = passing.passes(error)
+        if self.skips and not passes:
+            return
+        more = "; this may pass: start again, what was made stays" if passes else ""
+        place = self.episodes.place(self.name, row)
+        raise plugin.UserError(f"{self.where}: {place}: {error}{more}") from error
+
+    def _say(self, text: str) -> None:
+        print(f"{self.where}: {text}", file=sys.stderr, flush=True)
 
 
 def _write_whole(path: pathlib.Path, parts) -> None:

@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import passing
 from vla_jax.data.sources import _files, _hdf5_columns
 from vla_jax.data.sources._hdf5_columns import LANGUAGE, METADATA, STEPS, Feature
 
@@ -128,7 +129,7 @@ class Opened:
             raise plugin.UserError(
                 f"{self._place}: {self._reading}cannot be read ({error}); copy the file again, or "
                 "leave this episode out"
-            ) from error
+            ) from _numbered(error)
 
     def length(self) -> int:
         """T; UserError where the episode has no actions."""
@@ -235,7 +236,7 @@ def open_folder(path: _files.Path, broken: list[str] | None = None) -> Folder:
         except plugin.UserError as error:
             if broken is None:
                 raise
-            broken.append(str(error))
+            broken.append(passing.fault(error))
             continue
         for split, members in named.items():
             kept = [i for i, p in enumerate(found) if _files.name(p.group) in members]
@@ -279,7 +280,7 @@ def _looked_at(file: str, stamp: _files.Stamp) -> tuple[list[Place], dict[str, s
     try:
         return _places(file, opened), _masks(opened)
     except UNREADABLE as error:
-        raise _broken(file, error) from error
+        raise _broken(file, error) from _numbered(error)
 
 
 def _places(file: str, opened: h5py.File) -> list[Place]:
@@ -324,3 +325,11 @@ def _opened(path: str, stamp: _files.Stamp, process: int) -> h5py.File:
 
 def _broken(path: str, error: Exception) -> plugin.UserError:
     return plugin.UserError(f"{path}: not a whole HDF5 file ({error}); copy or download it again")
+
+
+def _numbered(error: Exception) -> Exception:
+    """`error`, or, where h5py has the system's number in its words alone, an OSError of it."""
+    found = re.search(r"\berrno = (\d+)", str(error))
+    if isinstance(error, OSError) or not found:
+        return error
+    return OSError(int(found[1]), str(error))

@@ -104,6 +104,8 @@ def recorded(
     own = sorted(pathlib.Path(__file__).parent.glob("*hdf5*.py"))
     of |= {"own": [file.read_text() for file in own]}
     of["stamps"] = [(file, s.size, s.version) for file, s in sorted(folder.stamps.items())]
+    # Broken files are passed over: the same stamps may be of other episodes another time.
+    of["files"] = sorted({place.file for place in folder.places})
     told = json.dumps(of, sort_keys=True, default=repr).encode()
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
 

@@ -136,7 +136,7 @@ def without_actions(file):
     [
         (broken, "data/demo_1: data set: unknown 'obs/ee_states', did you mean"),
         (short, "data/demo_1: obs/ee_states has 6 rows, the actions have 7"),
-        (wide, r"data/demo_1: obs/ee_states is float64 \[7\].*first episode float64 \[6\]"),
+        (wide, r"demo_1: obs/ee_states is float64 \[7\].*float64 \[6\] as in .*data/demo_0"),
         (no_number, "demo_1, step 3: action dim 2 is nan"),
         (without_actions, "data/demo_1: no actions"),
     ],
@@ -160,6 +160,7 @@ def test_the_first_may_be_the_faulty_one(tmp_path, change):
         file.move("data/kept", "data/demo_1")
     table, _ = hdf5.recorded(path, standardizer=LIBERO, bad_samples="skip")
     assert [i.rpartition("_")[2] for i in table.ids] == ["1", "2", "3"] and len(table.skipped) == 1
+    assert "demo_0" in table.skipped[0] and (change is not wide or "demo_1" in table.skipped[0])
 
 
 def test_files_that_are_no_such_thing(tmp_path):

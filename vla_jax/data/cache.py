@@ -175,7 +175,7 @@ def resized(
 
     Raises UserError for settings that do not fit, a cache that was made of other data, one that is
     damaged or would grow beyond its limit, and for a broken image (where it lies); if it `skips`
-    them, when a sample asks for that image.
+    them, when a sample asks for that image, and here for those whose fault may pass.
     """
     settings, views = Settings.make(where, given), {}
     for view, size in context.image_sizes.items():

@@ -1,6 +1,7 @@
 """`vla data doctor` on recorded data, by flags and by config: text, JSON, exit codes."""
 
 import json
+import os
 import pathlib
 
 import pytest
@@ -68,6 +69,25 @@ def test_a_config_examines_what_it_would_read(fixtures_dir, capsys):
     assert any("enlarged 3.50 times" in f["message"] for f in report["findings"])
     assert cli.main(["data", "doctor", "elsewhere", "--config", config]) == 2
     assert "unknown 'elsewhere'" in capsys.readouterr().err
+
+
+def test_what_a_run_leaves_out_does_not_end_it(fixtures_dir, tmp_path, capsys):
+    for file in (fixtures_dir / "bridge_dataset" / "1.0.0").iterdir():
+        if "-val" in file.name:
+            os.symlink(file, tmp_path / file.name)
+        else:
+            cut = -5 if "-train" in file.name else None
+            (tmp_path / file.name).write_bytes(file.read_bytes()[:cut])
+    config = f"{ROOT}/configs/debug.py:data={tmp_path}"
+    assert cli.main(["data", "doctor", "--config", config]) == 2
+    assert "record 24" in capsys.readouterr().err
+    skip = "--config.streams.robot.mixture.bridge.source.bad_samples=skip"
+    code, lines, report = examine(capsys, "--config", config, skip)
+    assert code == 0 and "24 episodes" in lines[0]
+    left = {f["check"]: f for f in report["findings"] if "cannot be read" in f["message"]}
+    assert sorted(left) == ["actions", "cameras"]
+    assert "1 of 25 episodes looked at" in left["actions"]["message"]
+    assert "flags: 1 of 12 episodes looked at" in left["cameras"]["message"]
 
 
 def test_lerobot_through_rows_of_ones_own(fixtures_dir, tmp_path, capsys):

@@ -124,6 +124,7 @@ class Recorded:
         mode=None,
         filter=(),
         noop_threshold=None,
+        bad_samples="error",
         **settings,
     ):
         """As a run would read it."""
@@ -134,7 +135,11 @@ class Recorded:
             action_spaces=self.body.action_spaces,
         )  # fmt: skip
         reading = robot.Reading(
-            holdout=0.0, language="optional", filter=filter, noop_threshold=noop_threshold
+            holdout=0.0,
+            language="optional",
+            filter=filter,
+            noop_threshold=noop_threshold,
+            bad_samples=bad_samples,
         )
         source = robot.RobotRows(context, table, read, reading)
         own = statistics.compute(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vla_jax import plugin
-from vla_jax.data import cache, engine, images, mixture
+from vla_jax.data import cache, engine, images, mixture, recordings
 from vla_jax.data.sources import rlds as source_lib
 
 
@@ -158,6 +158,42 @@ def test_a_broken_picture_gives_way_if_broken_samples_do(rlds, tmp_path, larger,
     index = next(i for i in range(28) if "e2" in str(cached.sources["a"].episodes.ids[i // 7]))
     with pytest.raises(plugin.UserError, match="episode e2, step 0.*when the cache was made"):
         cached.sources["a"].sample(index, np.random.default_rng(0))
+
+
+@pytest.fixture
+def hindered(rlds, tmp_path, larger):
+    """(cause, row) -> Resized of 4 episodes of 7 steps that skips, reads of the row failing."""
+    path = rlds.write(tmp_path / "data", [rlds.episode(i) for i in range(4)], shards=1)
+    table, read = recordings.recorded(path)
+    times = iter(range(99))
+
+    def make(cause=None, row=-1):
+        def reader(view, episode, rows):
+            if row in rows:
+                raise plugin.UserError(f"no such picture <at 0x{next(times)}>") from cause
+            return read(view, episode, rows)
+
+        return cache.resized("here", {"path": str(tmp_path / "c")}, larger, table, reader, True)
+
+    return make
+
+
+@pytest.mark.parametrize("row", [14, 17])  # one whose picture is hashed, one whose is not
+def test_a_read_fault_that_may_pass_leaves_no_hole(hindered, tmp_path, row):
+    with pytest.raises(plugin.UserError, match=f"episode e2, step {row - 14}.*this may pass"):
+        hindered(OSError(5, "Input/output error"), row)
+    assert not list((tmp_path / "c").rglob("frames-*"))
+    assert not any(hindered().views["primary"].is_broken(row) for row in range(28))
+
+
+@pytest.mark.parametrize("row", [14, 17])
+def test_what_is_left_empty_is_counted_and_known_again(hindered, tmp_path, capsys, row):
+    made = hindered(ValueError("cut"), row)
+    told = "1 of 28 images of primary cannot be read and were left empty, the first: "
+    assert told in (said := capsys.readouterr().err) and f"episode e2, step {row - 14}" in said
+    assert [r for r in range(28) if made.views["primary"].is_broken(r)] == [row]
+    hindered(ValueError("cut"), row)  # in other words: it is the same cache
+    assert capsys.readouterr().err == "" and len(list((tmp_path / "c").iterdir())) == 1
 
 
 def test_a_cache_s_folder_may_be_named_as_a_url_of_a_file(folder, larger, tmp_path):

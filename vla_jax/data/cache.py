@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 
 from vla_jax import plugin, storage
-from vla_jax.data import images, mapped
+from vla_jax.data import images, mapped, passing
 from vla_jax.data.episodes import Episodes, FrameReader
 from vla_jax.types import SourceContext
 
@@ -107,7 +107,7 @@ class View:
       files: of all pictures, FRAMES in each.
       size: (height, width).
       raw: whether pictures are stored as arrays.
-      place: int64 [N], number of the picture of each row of the table; -1 = none.
+      number: int64 [N], of the picture of each row of the table; -1 = none.
       offset: int64 [pictures], byte in its file.
       length: int64 [pictures]; 0 = it could not be read when the cache was made.
     """
@@ -115,31 +115,31 @@ class View:
     files: tuple[str, ...]
     size: tuple[int, int]
     raw: bool
-    place: np.ndarray
+    number: np.ndarray
     offset: np.ndarray
     length: np.ndarray
 
     def is_broken(self, row: int) -> bool:
         """Whether there is a picture at a row of the table that could not be read."""
-        place = int(self.place[row])
-        return place >= 0 and not self.length[place]
+        number = int(self.number[row])
+        return number >= 0 and not self.length[number]
 
     def pictures(self, rows: Sequence[int]) -> list[bytes | np.ndarray]:
         """The pictures of the table's rows; b"" where there is none."""
         found: list[bytes | np.ndarray] = []
         opened, descriptor = None, -1
         try:
-            for place in self.place[np.asarray(rows)].tolist():
-                if place < 0:
+            for number in self.number[np.asarray(rows)].tolist():
+                if number < 0:
                     found.append(b"")
                     continue
-                if place // FRAMES != opened:
+                if number // FRAMES != opened:
                     if opened is not None:
                         os.close(descriptor)
                     opened = None
-                    descriptor = os.open(self.files[place // FRAMES], os.O_RDONLY)
-                    opened = place // FRAMES
-                found.append(self._picture(descriptor, place))
+                    descriptor = os.open(self.files[number // FRAMES], os.O_RDONLY)
+                    opened = number // FRAMES
+                found.append(self._picture(descriptor, number))
         except FileNotFoundError as error:
             raise plugin.UserError(
                 f"{error.filename}: no such file any more; a run that resizes images needs its "
@@ -150,8 +150,8 @@ class View:
                 os.close(descriptor)
         return found
 
-    def _picture(self, descriptor: int, place: int) -> bytes | np.ndarray:
-        offset, length = int(self.offset[place]), int(self.length[place])
+    def _picture(self, descriptor: int, number: int) -> bytes | np.ndarray:
+        offset, length = int(self.offset[number]), int(self.length[number])
         if self.raw:
             picture = np.empty((*self.size, 3), np.uint8)
             got = os.preadv(descriptor, [picture], offset)
@@ -159,7 +159,7 @@ class View:
             picture = os.pread(descriptor, length, offset)
             got = len(picture)
         if got != length:
-            raise _damaged(self.files[place // FRAMES], f"{got} of {length} bytes at {offset}")
+            raise _damaged(self.files[number // FRAMES], f"{got} of {length} bytes at {offset}")
         return picture
 
 
@@ -175,7 +175,7 @@ def resized(
 
     Raises UserError for settings that do not fit, a cache that was made of other data, one that is
     damaged or would grow beyond its limit, and for a broken image (where it lies); if it `skips`
-    them, when a sample asks for that image.
+    them, when a sample asks for that image, and here for those whose fault may pass.
     """
     settings, views = Settings.make(where, given), {}
     for view, size in context.image_sizes.items():
@@ -210,15 +210,22 @@ class _Maker:
         if missing:
             self._make(files, parts, missing)
         indices = [_index(file, len(part)) for file, part in zip(files, parts)]
-        place = np.full(len(seen), -1, np.int64)
-        place[rows] = np.arange(len(rows))
+        number = np.full(len(seen), -1, np.int64)
+        number[rows] = np.arange(len(rows))
+        length = np.concatenate([np.diff(index) for index in indices])
+        empty = rows[length == 0]
+        if missing and len(empty):
+            self._say(
+                f"{len(empty)} of {len(rows)} images of {self.name} cannot be read and were left "
+                f"empty, the first: {self.episodes.place(self.name, int(empty[0]))}"
+            )
         return View(
             tuple(map(str, files)),
             self.size,
             self.settings.format == "raw",
-            place,
+            number,
             np.concatenate([index[:-1] for index in indices]),
-            np.concatenate([np.diff(index) for index in indices]),
+            length,
         )
 
     def _folder(self) -> pathlib.Path:
@@ -269,21 +276,15 @@ class _Maker:
                 for data in self.read(self.name, int(episode), rows.tolist()):
                     digest.update(np.ascontiguousarray(np.frombuffer(data, np.uint8)))
             except plugin.UserError as error:
-                if not self.skips:
-                    raise
-                digest.update(str(error).encode())
+                self._check_skipped(error, int(rows[0]))
+                digest.update(b"broken")  # messages hold paths and addresses
         return digest.hexdigest()
 
     def _make(self, files: list[pathlib.Path], parts: list[np.ndarray], missing: list[int]) -> None:
         root = pathlib.Path(self.settings.path)
         _sweep(files[0].parent)
         todo = sum(len(parts[i]) for i in missing)
-        print(
-            f"{self.where}: resizing {todo} images of {self.name} to {self.size} into "
-            f"{files[0].parent}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._say(f"resizing {todo} images of {self.name} to {self.size} into {files[0].parent}")
         # Processes that make one cache together begin at different files.
         turn = os.getpid() % len(missing)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -318,10 +319,8 @@ class _Maker:
             (data,) = self.read(self.name, episode, [row])
             image = images.decode(data, self.method) if isinstance(data, bytes) else data
         except plugin.UserError as error:
-            if self.skips:
-                return b""
-            place = self.episodes.place(self.name, row)
-            raise plugin.UserError(f"{self.where}: {place}: {error}") from error
+            self._check_skipped(error, row)
+            return b""
         made = images.resize(image, self.size, self.method)
         if self.settings.format == "raw":
             return np.ascontiguousarray(made).tobytes()
@@ -331,6 +330,21 @@ class _Maker:
         return simplejpeg.encode_jpeg(
             made, quality=self.settings.quality, colorsubsampling="420", fastdct=False
         )
+
+    def _check_skipped(self, error: plugin.UserError, row: int) -> None:
+        """Raises `error`, with its place, unless it is skipped; one that may pass never is.
+
+        What is left empty stays so in every later run.
+        """
+        passes = passing.passes(error)
+        if self.skips and not passes:
+            return
+        more = "; this may pass: start again, what was made stays" if passes else ""
+        place = self.episodes.place(self.name, row)
+        raise plugin.UserError(f"{self.where}: {place}: {error}{more}") from error
+
+    def _say(self, text: str) -> None:
+        print(f"{self.where}: {text}", file=sys.stderr, flush=True)
 
 
 def _write_whole(path: pathlib.Path, parts) -> None:

@@ -64,8 +64,8 @@ def text(found: dict) -> str:
             f"  read as pictures: {found['picture_from']}, as captions: "
             f"{', '.join(found['captions_from'])}"
         )
-        told = found["picture_from"], *found["captions_from"]
-        if not {*told} <= {tfds_captions.Reading.image, *tfds_captions.CAPTIONS}:
+        fields = {found["picture_from"], *found["captions_from"]}
+        if not fields <= {tfds_captions.Reading.image, *tfds_captions.CAPTIONS}:
             lines.append(
                 f"  name them: image={found['picture_from']!r}, "
                 f"captions={tuple(found['captions_from'])!r}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,28 @@ class Case:
             return None
         return images.decode(data) if isinstance(data, bytes) else data
 
+    @property
+    def skips(self) -> bool:
+        """Whether the run leaves out what is broken: then it is left out, and counted, here."""
+        return self.source.reading.bad_samples == "skip"
+
+    def recorded(
+        self, count: int, fields: Sequence[str], steps: Sequence[int] | None = None
+    ) -> tuple[list[dict], list[str]]:
+        """(`fields` of evenly spaced episodes of `raw`, what is wrong with those left out).
+
+        Raises UserError for a broken one, unless the run `skips` them.
+        """
+        found, broken = [], []
+        for episode in recordings.evenly(len(self.raw), count):
+            try:
+                found.append(self.raw.episode(episode, list(fields), steps))
+            except plugin.UserError as error:
+                if not self.skips:
+                    raise
+                broken.append(str(error))
+        return found, broken
+
 
 def examine(case: Case) -> dict:
     """{"findings": [{check, severity, message, remedy}], "numbers": {check: …}}, worst first.
@@ -190,6 +212,20 @@ def examine(case: Case) -> dict:
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "numbers": plain(numbers),
     }
+
+
+def left_out(broken: Sequence[str], count: int, what: str = "") -> list[Finding]:
+    """A finding that so many of `count` episodes are broken; none if none is."""
+    if not broken:
+        return []
+    return [
+        Finding(
+            severity="error" if len(broken) == count else "warning",
+            message=f"{what}{len(broken)} of {count} episodes looked at cannot be read and are "
+            f"left out here as in the run, the first: {broken[0]}",
+            remedy="Copy these files again, or repair or remove these episodes.",
+        )
+    ]
 
 
 def counts(findings: list[Mapping]) -> dict[str, int]:

@@ -49,7 +49,7 @@ class Reading:
       augment: see augment.Augment.make; off where `context.train` is False.
       cache: dict(path=…, format="jpeg", …): images resized once, see data/cache.py.
       bad_samples: "error", or "skip": broken episodes are left out and counted, and a sample that
-        cannot be read gives way to the next one of its source, which is counted, too.
+        cannot be read gives way to the next one of its source, which engine.Stream counts.
       access: "random" (local disks), or "contiguous" (object stores): samples come from `num_runs`
         runs of about `run_bytes` bytes at a time, each read by one request; see data/runs.py.
     """

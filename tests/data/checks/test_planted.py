@@ -256,6 +256,55 @@ def test_a_broken_picture_is_a_finding():
     assert {f["check"] for f in report["findings"] if f["severity"] == "error"} == {"cameras"}
 
 
+@pytest.mark.parametrize("many", [1, 8])
+def test_broken_episodes_are_left_out_and_counted_where_the_run_does(many):
+    data = recorded.healthy()
+    data.kept = slice(1, None)  # then the first recorded actions are looked at, too
+    data.flags["has_primary"] = np.array([True] * 8)
+    read = data.episode
+
+    def hindered(index, *arguments):
+        if index < many:
+            raise plugin.UserError(f"record {index}: cut off")
+        return read(index, *arguments)
+
+    data.episode = hindered
+    with pytest.raises(plugin.UserError, match="record 0: cut off"):
+        doctor.examine(data.case())
+    told = f"{many} of 8 episodes looked at cannot be read and are left out here as in the run"
+    by_check = found(data, bad_samples="skip")
+    assert sorted(by_check) == ["actions", "cameras", "time"]
+    for ((severity, message),) in by_check.values():
+        assert told in message and message.endswith("the first: record 0: cut off")
+        assert severity == ("error" if many == 8 else "warning")
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_counted_where_the_run_does():
+    data = recorded.healthy()
+
+    def case(bad):
+        made = data.case(bad_samples=bad)
+        read = made.source.read
+
+        def hindered(view, episode, rows):
+            if (view, episode) == ("wrist", 2):
+                raise plugin.UserError("cut off")
+            return read(view, episode, rows)
+
+        made.source.read = hindered
+        return made
+
+    with pytest.raises(plugin.UserError, match="cut off"):
+        doctor.examine(case("error"))
+    findings = doctor.examine(case("skip"))["findings"]
+    assert [(f["severity"], f["check"]) for f in findings] == [
+        ("warning", "cameras"),
+        ("warning", "duplicates"),
+    ]
+    assert all("1 of 8 episodes looked at" in f["message"] for f in findings)
+    assert all(f["message"].endswith("the first: episode e2: cut off") for f in findings)
+
+
 def test_duplicates():
     data = recorded.healthy()
     for values in (data.action, data.ee, data.pictures["primary"], data.pictures["wrist"]):

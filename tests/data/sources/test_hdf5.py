@@ -1,5 +1,6 @@
 """HDF5 of LIBERO, robomimic and ALOHA: what h5py finds there, through the seams of every format."""
 
+import errno
 import json
 import pathlib
 import pickle
@@ -12,7 +13,7 @@ from tests.data.sources.hdf5_files import T, actions, picture, write_aloha, writ
 from vla_jax import plugin
 from vla_jax.cli import main as cli
 from vla_jax.data import convert, images, recordings
-from vla_jax.data.sources import hdf5
+from vla_jax.data.sources import _hdf5_folder, hdf5
 
 LIBERO = dict(type="oxe", row="libero_hdf5")
 ALOHA = dict(type="oxe", row="aloha_hdf5")
@@ -135,7 +136,7 @@ def without_actions(file):
     [
         (broken, "data/demo_1: data set: unknown 'obs/ee_states', did you mean"),
         (short, "data/demo_1: obs/ee_states has 6 rows, the actions have 7"),
-        (wide, r"data/demo_1: obs/ee_states is float64 \[7\].*first episode float64 \[6\]"),
+        (wide, r"demo_1: obs/ee_states is float64 \[7\].*float64 \[6\] as in .*data/demo_0"),
         (no_number, "demo_1, step 3: action dim 2 is nan"),
         (without_actions, "data/demo_1: no actions"),
     ],
@@ -159,6 +160,7 @@ def test_the_first_may_be_the_faulty_one(tmp_path, change):
         file.move("data/kept", "data/demo_1")
     table, _ = hdf5.recorded(path, standardizer=LIBERO, bad_samples="skip")
     assert [i.rpartition("_")[2] for i in table.ids] == ["1", "2", "3"] and len(table.skipped) == 1
+    assert "demo_0" in table.skipped[0] and (change is not wide or "demo_1" in table.skipped[0])
 
 
 def test_files_that_are_no_such_thing(tmp_path):
@@ -186,6 +188,51 @@ def test_a_file_that_cannot_be_opened_is_left_out_of_the_recorded_too(tmp_path):
     how = dict(to="rlds", workers=0, progress=False, bad_episodes="skip")
     done = convert.convert(folder, tmp_path / "out", **how)
     assert done["episodes"] == 4 and list(done["skipped"]) == list(raw.skipped)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_table_is_of_the_files_that_were_read(tmp_path, monkeypatch, capsys, number):
+    folder = tmp_path / "set"
+    for name in "abc":
+        write_libero(folder / f"{name}.hdf5", episodes=2)
+    look = _hdf5_folder._places
+
+    def ids(hidden):
+        def hindered(file, opened):
+            if file.endswith(f"{hidden}.hdf5"):
+                raise OSError(number, "hidden")
+            return look(file, opened)
+
+        monkeypatch.setattr(_hdf5_folder, "_places", hindered)
+        table, _ = hdf5.recorded(
+            str(folder), standardizer=LIBERO, bad_samples="skip", index_dir=str(tmp_path / "i")
+        )
+        assert len(table.skipped) == (hidden in "abc")
+        return sorted({i[0] for i in table.ids})
+
+    kept = number == errno.EACCES
+    for hidden, left in (("b", "ac"), ("c", "ab"), ("none", "abc")):
+        assert ids(hidden) == list(left)
+        said = "is not kept" in capsys.readouterr().err
+        assert said == (hidden != "none" and not kept)
+    assert len(list((tmp_path / "i").rglob("*.safetensors"))) == (3 if kept else 1)
+
+
+def test_a_fault_of_the_system_that_h5py_only_tells_in_words_may_pass(
+    tmp_path, monkeypatch, capsys
+):
+    path, read = write_libero(tmp_path / "a_demo.hdf5"), _hdf5_folder.Opened.value
+
+    def hindered(opened, name, length):
+        if opened._place.group.endswith("demo_1"):  # as h5py 3.14 says it
+            raise KeyError("Unable to synchronously open object (file read failed: errno = 5, …)")
+        return read(opened, name, length)
+
+    monkeypatch.setattr(_hdf5_folder.Opened, "value", hindered)
+    assert len(hdf5.recorded(path, standardizer=LIBERO, bad_samples="skip")[0]) == 2
+    assert "is not kept" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert len(hdf5.recorded(path, standardizer=LIBERO, bad_samples="skip")[0]) == 3
 
 
 def test_a_file_behind_a_url(tmp_path):

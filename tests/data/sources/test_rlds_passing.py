@@ -11,9 +11,16 @@ from vla_jax.data.sources import _rlds_table
 
 @pytest.mark.parametrize(
     "cause, count",
-    [(OSError(5, "Input/output error"), 4), (TimeoutError("slow"), 4), (OSError("no gzip"), 3)],
+    [
+        (OSError(5, "Input/output error"), 4),
+        (TimeoutError("slow"), 4),
+        (OSError("no gzip"), 3),
+        (PermissionError(13, "Permission denied"), 3),
+    ],
 )
-def test_a_table_without_what_a_passing_fault_hid_is_not_kept(tmp_path, monkeypatch, cause, count):
+def test_a_table_without_what_a_passing_fault_hid_is_not_kept(
+    tmp_path, monkeypatch, capsys, cause, count
+):
     path = write_folder(tmp_path / "arm", [episode(i) for i in range(4)], shards=1)
     read = _rlds_table._Shard.episode
 
@@ -26,6 +33,10 @@ def test_a_table_without_what_a_passing_fault_hid_is_not_kept(tmp_path, monkeypa
     table, _ = recordings.recorded(path, bad_samples="skip")
     assert list(table.skipped) == ["record 2: cannot be read"] and len(table) == 3
     assert np.asarray(table.action).shape[0] == 21
+    told = capsys.readouterr().err
+    assert (
+        ("is not kept" in told) == ("the first: record 2: cannot be read" in told) == (count == 4)
+    )
     monkeypatch.undo()
     table, _ = recordings.recorded(path, bad_samples="skip")
     assert len(table) == count

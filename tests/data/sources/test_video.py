@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data.sources import lerobot_sets as sets
+from vla_jax.data import passing
 from vla_jax.data.sources import _video, lerobot
 from vla_jax.plugin import UserError
 
@@ -29,6 +30,24 @@ def test_frames_by_time_in_any_order(tmp_path, codec, group):
     for time in (-0.1, 3.05, 6.95, 7.0, 100.0):
         with pytest.raises(UserError, match="here: .*v.mp4: no frame at"):
             _video.frames(tmp_path / "v.mp4", [time], "here")
+
+
+def test_a_fault_says_whether_it_may_pass(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="here: .*v.mp4: no such file") as raised:
+        _video.frames(tmp_path / "v.mp4", [0.0], "here")
+    assert not passing.passes(raised.value)
+    (tmp_path / "v.mp4").write_bytes(b"none" * 99)
+    with pytest.raises(UserError) as raised:
+        _video.frames(tmp_path / "v.mp4", [0.0], "here")
+    assert not passing.passes(raised.value)
+
+    def hindered(path):
+        raise OSError(5, "Input/output error", path)
+
+    monkeypatch.setattr(_video, "_Decoder", hindered)
+    with pytest.raises(UserError, match="here: .*v.mp4.*copy the video") as raised:
+        _video.frames(tmp_path / "v.mp4", [0.0], "here")
+    assert passing.passes(raised.value)
 
 
 def test_a_window_is_one_seek(tmp_path, monkeypatch):

@@ -57,10 +57,11 @@ def _first(case: doctor.Case):
         float(np.mean(np.delete(case.still, first))) if len(case.still) > len(first) else 0.0
     )
     left_out = int(case.table.step[first].min())
-    raw = {} if not left_out else _raw_first(case)
+    raw, findings = _raw_first(case) if left_out else ({}, [])
     numbers = {"zero": share, "zero_elsewhere": elsewhere, "first_step": left_out, "raw": raw}
     if share >= FIRST and elsewhere < share / 2:
         return [
+            *findings,
             doctor.Finding(
                 severity="warning",
                 message=(
@@ -68,9 +69,9 @@ def _first(case: doctor.Case):
                     f"other steps in {doctor.percent(elsewhere)}"
                 ),
                 remedy="Leave the first step out (drop_first=1 in the standardizer's row).",
-            )
+            ),
         ], numbers
-    return [
+    return findings + [
         doctor.Finding(
             severity="note",
             message=(
@@ -84,14 +85,13 @@ def _first(case: doctor.Case):
     ], numbers
 
 
-def _raw_first(case: doctor.Case) -> dict[str, float]:
+def _raw_first(case: doctor.Case) -> tuple[dict[str, float], list[doctor.Finding]]:
     """Raw action column -> share of episodes whose first row is zero but for one number."""
     fields = [n for n in recordings.numbers(case.raw) if re.search(r"(^|[/._])actions?$", n)]
-    chosen = recordings.evenly(len(case.raw), RAW_EPISODES)
-    parts = {field: [] for field in fields}
-    for episode in chosen if fields else ():
-        found = case.raw.episode(episode, fields)
-        for field in fields:
+    read, broken = case.recorded(RAW_EPISODES, fields) if fields else ([], [])
+    parts = {field: [] for field in fields if read}
+    for found in read:
+        for field in parts:
             parts[field].append(np.asarray(found[field], np.float64).reshape(len(found[field]), -1))
     shares = {}
     for field, episodes in parts.items():
@@ -101,7 +101,7 @@ def _raw_first(case: doctor.Case) -> dict[str, float]:
         zero = [np.sum(np.abs(e[0]) > doctor.STILL * usual) <= 1 for e in episodes]
         elsewhere = np.mean(np.sum(values > doctor.STILL * usual, axis=1) <= 1)
         shares[field] = float(np.mean(zero)) if moves > 2 and elsewhere < FIRST else 0.0
-    return shares
+    return shares, doctor.left_out(broken, len(read) + len(broken))
 
 
 def _idle(case: doctor.Case):

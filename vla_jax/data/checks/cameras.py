@@ -23,7 +23,7 @@ def check(case: doctor.Case):
     seen: dict[str, list[list[np.ndarray]]] = {}
     for view in views:
         try:
-            seen[view] = _sampled(case, view)
+            seen[view], broken = _sampled(case, view)
         except plugin.UserError as error:
             numbers[view] = {"broken": str(error)}
             findings.append(
@@ -35,7 +35,7 @@ def check(case: doctor.Case):
             )
             continue
         found, numbers[view] = _view(case, view, seen[view])
-        findings += found
+        findings += doctor.left_out(broken, len(seen[view]), f"view {view}: ") + found
     for i, first in enumerate(seen):
         for second in list(seen)[i + 1 :]:
             findings += _same(first, second, seen)
@@ -43,16 +43,22 @@ def check(case: doctor.Case):
     return findings + flags, numbers
 
 
-def _sampled(case: doctor.Case, view: str) -> list[list[np.ndarray]]:
-    """Pictures at some times of some episodes."""
-    table, episodes = case.table, []
+def _sampled(case: doctor.Case, view: str) -> tuple[list[list[np.ndarray]], list[str]]:
+    """(pictures at some times of some episodes, what is wrong with those left empty)."""
+    table, episodes, broken = case.table, [], []
     for episode in recordings.evenly(len(table), EPISODES):
         first, last = (int(i) for i in table.start[episode : episode + 2])
         rows = first + np.flatnonzero(table.frames[view].length[first:last] > 0)
         chosen = [int(rows[i]) for i in recordings.evenly(len(rows), TIMES)]
-        pictures = [case.picture(view, episode, row) for row in chosen]
+        try:
+            pictures = [case.picture(view, episode, row) for row in chosen]
+        except plugin.UserError as error:
+            if not case.skips:
+                raise
+            pictures = []
+            broken.append(f"episode {table.ids[episode]}: {error}")
         episodes.append([picture for picture in pictures if picture is not None])
-    return episodes
+    return episodes, broken
 
 
 def _view(case: doctor.Case, view: str, episodes: list[list[np.ndarray]]):
@@ -146,9 +152,10 @@ def _flags(case: doctor.Case):
         match = re.search(r"(?:^|[/.])has_(\w+)$", field)
         if match and match[1] in cameras:
             flags[field] = cameras[match[1]]
-    wrong = {}
-    for episode in recordings.evenly(len(case.raw), EPISODES) if flags else ():
-        told = case.raw.episode(episode, [*flags, *flags.values()], [0])
+    wrong, fields = {}, [*flags, *flags.values()]
+    read, broken = case.recorded(EPISODES, fields, [0]) if flags else ([], [])
+    findings = doctor.left_out(broken, len(read) + len(broken), "flags: ")
+    for told in read:
         for field, camera in flags.items():
             says = bool(np.asarray(told[field]).reshape(-1)[0])
             shows = bool(told[camera][0].max() >= BLACK)
@@ -156,12 +163,13 @@ def _flags(case: doctor.Case):
     lies = {f: float(np.mean([a != b for a, b in pairs])) for f, pairs in wrong.items()}
     bad = sorted(field for field, share in lies.items() if share > 0)
     if not bad:
-        return [], lies
+        return findings, lies
     return [
+        *findings,
         doctor.Finding(
             severity="warning",
             message=f"{', '.join(bad)}: in {doctor.percent(max(lies[f] for f in bad))} of the "
             "episodes looked at, what the flag says of its camera is not so",
             remedy="Do not read these flags; a black picture can be told from its pixels.",
-        )
+        ),
     ], lies

@@ -7,19 +7,20 @@ import hashlib
 
 import numpy as np
 
+from vla_jax import plugin
 from vla_jax.data import doctor
 
 
 def check(case: doctor.Case):
     """(findings, numbers): episodes are the same if numbers and first pictures are."""
-    own = _digests(case.table, case.read)
+    own, broken = _digests(case.table, case.read, case.skips)
     groups = collections.defaultdict(list)
     for id_, digest in zip(case.table.ids, own):
         groups[digest].append(id_)
     twice = [ids for ids in groups.values() if len(ids) > 1]
     extra = sum(len(ids) - 1 for ids in twice)
     numbers = {"repeated": extra, "groups": twice[:20], "splits": {}}
-    findings = []
+    findings = doctor.left_out(broken, len(own))
     if twice:
         findings.append(
             doctor.Finding(
@@ -29,7 +30,8 @@ def check(case: doctor.Case):
             )
         )
     for split, (table, read) in case.others.items():
-        theirs = _digests(table, read)
+        theirs, broken = _digests(table, read, case.skips)
+        findings += doctor.left_out(broken, len(theirs), f"split {split!r}: ")
         shared = sum(digest in groups for digest in theirs)
         numbers["splits"][split] = {"episodes": len(theirs), "shared": shared}
         if shared:
@@ -44,9 +46,12 @@ def check(case: doctor.Case):
     return findings, numbers
 
 
-def _digests(table, read) -> list[bytes]:
-    """A hash of each episode's actions, readings and first picture of each view."""
-    digests = []
+def _digests(table, read, skips: bool) -> tuple[list[bytes], list[str]]:
+    """(a hash of each episode's actions, readings and first picture of each view, faults).
+
+    An episode with a picture that cannot be read is like no other; UserError unless it `skips`.
+    """
+    digests, broken = [], []
     for episode in range(len(table)):
         first, last = (int(i) for i in table.start[episode : episode + 2])
         digest = hashlib.blake2b(table.action[first:last].tobytes(), digest_size=16)
@@ -55,7 +60,15 @@ def _digests(table, read) -> list[bytes]:
         for view, frames in sorted(table.frames.items()):
             there = np.flatnonzero(frames.length[first:last] > 0)
             if len(there):
-                (data,) = read(view, episode, [first + int(there[0])])
+                row = first + int(there[0])
+                try:
+                    (data,) = read(view, episode, [row])
+                except plugin.UserError as error:
+                    if not skips:
+                        raise
+                    broken.append(f"episode {table.ids[episode]}: {error}")
+                    digest.update(table.ids[episode].encode())
+                    break
                 digest.update(data if isinstance(data, bytes) else np.ascontiguousarray(data))
         digests.append(digest.digest())
-    return digests
+    return digests, broken

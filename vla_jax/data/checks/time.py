@@ -22,8 +22,11 @@ def check(case: doctor.Case):
     if not times and not frames:
         return findings, numbers | {"not_judged": "no field named timestamp or frame_index"}
     columns = {name: [] for name in (*times[:1], *frames[:1])}
-    for episode in recordings.evenly(len(case.raw), EPISODES):
-        found = case.raw.episode(episode, list(columns))
+    read, broken = case.recorded(EPISODES, list(columns))
+    findings += doctor.left_out(broken, len(read) + len(broken))
+    if not read:
+        return findings, numbers | {"not_judged": "no episode looked at can be read"}
+    for found in read:
         for name, parts in columns.items():
             parts.append(np.diff(np.asarray(found[name], np.float64).reshape(-1)))
     for name in times[:1]:

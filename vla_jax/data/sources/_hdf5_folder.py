@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from vla_jax import plugin
+from vla_jax.data import passing
 from vla_jax.data.sources import _files, _hdf5_columns
 from vla_jax.data.sources._hdf5_columns import LANGUAGE, METADATA, STEPS, Feature
 
@@ -60,9 +61,10 @@ class Folder:
       path, name, version: as _index_build.place wants them.
       places: the episodes.
       splits: name -> their numbers.
-      features: full name -> Feature, as the first episode has them; where broken ones are left
-        out, as most do.
+      features: full name -> Feature, as the `typical` one has them.
       stamps: file -> its stamp.
+      typical: the episode that the others are to be like: the first; where broken ones are left
+        out, the first of those that most are like.
     """
 
     path: str
@@ -72,6 +74,7 @@ class Folder:
     splits: Mapping[str, tuple[int, ...]]
     features: Mapping[str, Feature]
     stamps: Mapping[str, _files.Stamp]
+    typical: Place | None = None
 
     def split(self, name: str) -> tuple[int, ...]:
         """The episodes of a split; UserError for an unknown one."""
@@ -83,7 +86,7 @@ class Folder:
         """Full name -> array [T, …] or list of T texts, and an episode's values; no pictures.
 
         Raises UserError naming file, episode and data set for what is missing or not like the
-        first episode's.
+        `typical` one's.
         """
         place = self.places[number]
         with Opened(self, place) as episode:
@@ -97,7 +100,7 @@ class Folder:
             return episode.frames(name, steps)
 
     def check_pictures(self, number: int, names: Iterable[str]) -> None:
-        """UserError unless the episode has those pictures, one a step, as the first has them."""
+        """UserError unless the episode has those pictures, one a step, like the `typical` one's."""
         with Opened(self, self.places[number]) as episode:
             for name in names:
                 episode.rows(name, episode.length())
@@ -128,7 +131,7 @@ class Opened:
             raise plugin.UserError(
                 f"{self._place}: {self._reading}cannot be read ({error}); copy the file again, or "
                 "leave this episode out"
-            ) from error
+            ) from _numbered(error)
 
     def length(self) -> int:
         """T; UserError where the episode has no actions."""
@@ -154,7 +157,7 @@ class Opened:
         return data[()]
 
     def rows(self, name: str, length: int) -> h5py.Dataset:
-        """A column of `length` rows like those of the first episode; UserError for another."""
+        """A column of `length` rows like those of the `typical` one; UserError for another."""
         feature, data = self._folder.features[name], self._data(name)
         if not data.shape or len(data) != length:
             raise plugin.UserError(
@@ -166,8 +169,8 @@ class Opened:
         if not same or not (free or data.shape[1:] == feature.shape):
             raise plugin.UserError(
                 f"{self._place}: {name.removeprefix(STEPS)} is {data.dtype} "
-                f"{list(data.shape[1:])} at a step, in the first episode {feature.dtype} "
-                f"{list(feature.shape)}; repair or remove this episode"
+                f"{list(data.shape[1:])} at a step, expected {feature.dtype} "
+                f"{list(feature.shape)} as in {self._folder.typical}; repair or remove this episode"
             )
         return data
 
@@ -235,7 +238,7 @@ def open_folder(path: _files.Path, broken: list[str] | None = None) -> Folder:
         except plugin.UserError as error:
             if broken is None:
                 raise
-            broken.append(str(error))
+            broken.append(passing.fault(error))
             continue
         for split, members in named.items():
             kept = [i for i, p in enumerate(found) if _files.name(p.group) in members]
@@ -247,15 +250,16 @@ def open_folder(path: _files.Path, broken: list[str] | None = None) -> Folder:
         more = f", the first: {broken[0]}" if broken else ""
         raise plugin.UserError(f"{path}: no episode in {len(files)} files{more}")
     folder = Folder(path, name, "hdf5", tuple(places), splits, {}, stamps)
-    return dataclasses.replace(folder, features=_features(folder, broken is not None))
+    typical, features = _features(folder, broken is not None)
+    return dataclasses.replace(folder, typical=typical, features=features)
 
 
-def _features(folder: Folder, lenient: bool) -> dict[str, Feature]:
-    """Those of the first episode; `lenient`: of the most, the first may be the faulty one."""
+def _features(folder: Folder, lenient: bool) -> tuple[Place, dict[str, Feature]]:
+    """The first episode's; `lenient`: those that most have, the first may be the faulty one."""
     count = len(folder.places)
     # So many, evenly spaced, as are opened soon.
     spaced = sorted({i * count // SAMPLED for i in range(SAMPLED)} if lenient else {0})
-    found, said = [], None
+    found, places, said = [], [], None
     for number in dict.fromkeys((*spaced, *(range(count) if lenient else ()))):
         if found and number not in spaced:
             break
@@ -263,6 +267,7 @@ def _features(folder: Folder, lenient: bool) -> dict[str, Feature]:
             with Opened(folder, folder.places[number]) as episode:
                 length = episode.length()
                 found.append(_hdf5_columns.features(episode._file, episode._group, length))
+                places.append(folder.places[number])
         except plugin.UserError as error:
             if not lenient:
                 raise
@@ -270,7 +275,8 @@ def _features(folder: Folder, lenient: bool) -> dict[str, Feature]:
     if not found:
         raise said
     kinds = [tuple((n, f) for n, f in each.items() if n.startswith(STEPS)) for each in found]
-    return found[kinds.index(collections.Counter(kinds).most_common(1)[0][0])]
+    usual = kinds.index(collections.Counter(kinds).most_common(1)[0][0])
+    return places[usual], found[usual]
 
 
 def _looked_at(file: str, stamp: _files.Stamp) -> tuple[list[Place], dict[str, set[str]]]:
@@ -279,7 +285,7 @@ def _looked_at(file: str, stamp: _files.Stamp) -> tuple[list[Place], dict[str, s
     try:
         return _places(file, opened), _masks(opened)
     except UNREADABLE as error:
-        raise _broken(file, error) from error
+        raise _broken(file, error) from _numbered(error)
 
 
 def _places(file: str, opened: h5py.File) -> list[Place]:
@@ -324,3 +330,11 @@ def _opened(path: str, stamp: _files.Stamp, process: int) -> h5py.File:
 
 def _broken(path: str, error: Exception) -> plugin.UserError:
     return plugin.UserError(f"{path}: not a whole HDF5 file ({error}); copy or download it again")
+
+
+def _numbered(error: Exception) -> Exception:
+    """`error`, or, where h5py has the system's number in its words alone, an OSError of it."""
+    found = re.search(r"\berrno = (\d+)", str(error))
+    if isinstance(error, OSError) or not found:
+        return error
+    return OSError(int(found[1]), str(error))

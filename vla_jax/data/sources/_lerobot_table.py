@@ -18,6 +18,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
+from vla_jax.data import passing
 from vla_jax.data.sources import (
     _files,
     _index_build,
@@ -146,7 +147,7 @@ def _standardized(
         except plugin.UserError as error:
             if bad_samples == "error":
                 raise
-            skipped.append(_rlds_table.fault(error))
+            skipped.append(passing.fault(error))
     if not rows:
         first = f", the first: {skipped[0]}" if skipped else ""
         raise plugin.UserError(f"{where}: no episode is whole ({len(skipped)} are not{first})")

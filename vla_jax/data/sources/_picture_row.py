@@ -31,8 +31,8 @@ class Reading:
       cut: shorten texts that are longer than the stream's max_tokens instead of raising.
       crop: in training, the smallest share of the side that a random crop keeps (1: the whole).
       holdout: share of the pictures, by a hash of their names, that is held out of training.
-      bad_samples: "error", or "skip": a sample that cannot be read gives way to the next one, and
-        is counted (see Mixture.sample).
+      bad_samples: "error", or "skip": a sample that cannot be read gives way to the next one, which
+        engine.Stream counts.
       index_dir: where the files' indices are kept, so that only the first start scans them; those
         beside the files (`vla data index`) are found without.
     """

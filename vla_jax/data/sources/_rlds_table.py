@@ -16,21 +16,22 @@ import inspect
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import mapped
+from vla_jax.data import mapped, passing
 from vla_jax.data.sources import _files, _index, _index_build, _rlds_folder, _rlds_record
 from vla_jax.data.sources._rlds_folder import Folder, Piece
 from vla_jax.types import SourceContext
 
 # What a table's numbers come from, beside the standardizer's own file.
-CODE = ("data.episodes", "data.mapped", "data.standardizers", "data.sources._rlds_table",
-        "data.sources._rlds_record", "data.sources._rlds_folder", "data.sources._example",
-        "data.sources._index", "codecs")  # fmt: skip
+CODE = ("data.episodes", "data.mapped", "data.passing", "data.standardizers",
+        "data.sources._rlds_table", "data.sources._rlds_record", "data.sources._rlds_folder",
+        "data.sources._example", "data.sources._index", "codecs")  # fmt: skip
 BAD_SAMPLES = ("error", "skip")
 METADATA = "episode_metadata/"
 
@@ -114,39 +115,29 @@ def cached(place: str) -> str:
     return os.path.join(cache, "vla_jax", "tables", mark)
 
 
-class Passing(str):
-    """What is said of an episode that was left out for a fault of the place, not of its content."""
-
-
-def fault(error: plugin.UserError) -> str:
-    """The message of a fault; Passing where a read failed that may succeed another time."""
-    cause: BaseException | None = error
-    while cause is not None:
-        # Parsers raise OSError, too, for broken content: without a number of the system.
-        lost = isinstance(cause, OSError) and cause.errno is not None
-        gone = isinstance(cause, FileNotFoundError)
-        if isinstance(cause, (TimeoutError, ConnectionError)) or (lost and not gone):
-            return Passing(error)
-        cause = cause.__cause__
-    return str(error)
-
-
 def packed(table: episodes_lib.Episodes) -> tuple[dict, dict]:
-    """episodes.pack of a table, which says if a fault that may pass has left episodes out."""
+    """episodes.pack of a table, which says what faults that may pass have left episodes out."""
     arrays, about = episodes_lib.pack(table)
-    return arrays, about | {"passing": any(isinstance(text, Passing) for text in table.skipped)}
+    return arrays, about | {"passing": [t for t in table.skipped if isinstance(t, passing.Passing)]}
 
 
 def kept(path: str, make) -> tuple[dict, dict]:
     """What the file holds; made where it is absent or broken.
 
-    A table that lacks episodes for a fault that may pass serves this process alone.
+    A table that lacks episodes for a fault that may pass serves this process alone, which is said.
     """
     try:
         return _load(path, os.stat(path).st_mtime_ns)
     except (FileNotFoundError, plugin.UserError):
         arrays, about = make()
         if about.get("passing"):
+            print(
+                f"The table {path} is not kept, the next start reads all episodes again: "
+                f"{len(about['passing'])} faults that may pass left some out, the first: "
+                f"{about['passing'][0]}",
+                file=sys.stderr,
+                flush=True,
+            )
             path = os.path.join(mapped.scratch("tables"), os.path.basename(path))
         _files.write(path, mapped.save(arrays, about))
         return _load(path, os.stat(path).st_mtime_ns)
@@ -223,7 +214,7 @@ def _standardized(
             except plugin.UserError as error:
                 if bad_samples == "error":
                     raise
-                skipped.append(fault(error))
+                skipped.append(passing.fault(error))
                 continue
             frames = _frames(episode, {view: found[name] for view, name in views.items()})
             rows.append((episode, frames, shard, number, int(reading.index.offsets[number])))

@@ -39,11 +39,10 @@ def frames(
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if decoder is not None:
             decoder.close()
-        if isinstance(error, FileNotFoundError):
-            error = "no such file"
+        said = "no such file" if isinstance(error, FileNotFoundError) else error
         raise plugin.UserError(
-            f"{where}: {path}: {error}; copy the video again or remove this episode"
-        ) from None
+            f"{where}: {path}: {said}; copy the video again or remove this episode"
+        ) from error
     _give(decoder)
     return found
 

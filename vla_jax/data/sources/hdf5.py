@@ -19,7 +19,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import looks, robot
+from vla_jax.data import looks, passing, robot
 from vla_jax.data.sources import (
     _files,
     _hdf5_folder,
@@ -104,6 +104,8 @@ def recorded(
     own = sorted(pathlib.Path(__file__).parent.glob("*hdf5*.py"))
     of |= {"own": [file.read_text() for file in own]}
     of["stamps"] = [(file, s.size, s.version) for file, s in sorted(folder.stamps.items())]
+    # Broken files are passed over: the same stamps may be of other episodes another time.
+    of["files"] = sorted({place.file for place in folder.places})
     told = json.dumps(of, sort_keys=True, default=repr).encode()
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
 
@@ -157,7 +159,7 @@ def _standardized(folder: Folder, split, where, standardizer, views, broken: lis
         except plugin.UserError as error:
             if broken is None:
                 raise
-            skipped.append(_rlds_table.fault(error))
+            skipped.append(passing.fault(error))
             continue
         steps = np.asarray(episode.steps, np.int64)
         size = np.full(len(steps), folder.stamps[place.file].size, np.int64)

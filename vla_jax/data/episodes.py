@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vla_jax import plugin
-from vla_jax.data import mapped
+from vla_jax.data import mapped, passing
 
 FLAT = ("start", "step", "action", "language_index", "shard", "record", "record_offset")
 TEXTS = ("ids", "language")
@@ -276,6 +276,7 @@ def pack(table: Episodes) -> tuple[dict[str, np.ndarray], dict]:
     about = {name: getattr(table, name) for name in ("name", "embodiment", "action_space")}
     about |= {name: list(getattr(table, name)) for name in ("proprio", "cameras", "frames")}
     about |= {"metadata": list(table.metadata), "skipped": list(table.skipped)}
+    about |= {"passing": [text for text in table.skipped if isinstance(text, passing.Passing)]}
     about |= {"looks": dict(table.looks)}
     for name, values in table.metadata.items():
         texts = mapped.Values.pack(values)
@@ -300,7 +301,9 @@ def unpack(where: str, arrays: Mapping[str, np.ndarray], about: Mapping) -> Epis
             for name in about["metadata"]
         },
         others=tuple(map(tuple, about["others"])),
-        skipped=tuple(about["skipped"]),
+        skipped=tuple(
+            passing.Passing(text) if text in about["passing"] else text for text in about["skipped"]
+        ),
         looks={view: tuple(look) for view, look in about["looks"].items()},
     )
 

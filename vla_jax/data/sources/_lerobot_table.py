@@ -64,7 +64,7 @@ def open_table(
 
     def make() -> tuple[dict, dict]:
         made = _standardized(folder, split, where, standardizer, stamps, bad_samples)
-        return _rlds_table.packed(made)
+        return episodes_lib.pack(made)
 
     return episodes_lib.unpack(where, *_rlds_table.kept(path, make)), views
 

@@ -76,7 +76,7 @@ def open_table(
     def make() -> tuple[dict, dict]:
         _index_build.ensure(folder, shards, workers)
         table = _standardized(where, folder, pieces, shards, standardizer, bad_samples)
-        arrays, about = packed(table)
+        arrays, about = episodes_lib.pack(table)
         return arrays, about | {"plain": [_file(shard) != shard.path for shard in shards]}
 
     arrays, about = kept(path, make)
@@ -115,12 +115,6 @@ def cached(place: str) -> str:
     return os.path.join(cache, "vla_jax", "tables", mark)
 
 
-def packed(table: episodes_lib.Episodes) -> tuple[dict, dict]:
-    """episodes.pack of a table, which says what faults that may pass have left episodes out."""
-    arrays, about = episodes_lib.pack(table)
-    return arrays, about | {"passing": [t for t in table.skipped if isinstance(t, passing.Passing)]}
-
-
 def kept(path: str, make) -> tuple[dict, dict]:
     """What the file holds; made where it is absent or broken.
 
@@ -130,7 +124,7 @@ def kept(path: str, make) -> tuple[dict, dict]:
         return _load(path, os.stat(path).st_mtime_ns)
     except (FileNotFoundError, plugin.UserError):
         arrays, about = make()
-        if about.get("passing"):
+        if about["passing"]:
             print(
                 f"The table {path} is not kept, the next start reads all episodes again: "
                 f"{len(about['passing'])} faults that may pass left some out, the first: "

@@ -110,7 +110,7 @@ def recorded(
     key = hashlib.blake2b(told, digest_size=16).hexdigest()
 
     def make_table() -> tuple[dict, dict]:
-        return _rlds_table.packed(_standardized(folder, split, where, reads, views, broken))
+        return episodes_lib.pack(_standardized(folder, split, where, reads, views, broken))
 
     kept = os.path.join(_place(folder, index_dir), f"{key}.safetensors")
     table = episodes_lib.unpack(where, *_rlds_table.kept(kept, make_table))

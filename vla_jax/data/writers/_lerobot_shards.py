@@ -192,7 +192,7 @@ def write(job: Job, plan: Mapping, part: Part, folder: pathlib.Path) -> dict:
         try:
             shard.add(index)
         except plugin.UserError as error:
-            if job.bad_episodes == "error":
+            if not _shards.is_left_out(job, error):
                 raise
             skipped.append(str(error))
     shard.close()

@@ -101,7 +101,7 @@ def write(job: Job, leaves: Mapping, part: Part, folder: pathlib.Path) -> dict:
         try:
             record, length = _record(job, leaves, raw, index)
         except plugin.UserError as error:
-            if job.bad_episodes == "error":
+            if not _shards.is_left_out(job, error):
                 raise
             made["skipped"].append(str(error))
             continue

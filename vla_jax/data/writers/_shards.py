@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vla_jax import plugin, storage
-from vla_jax.data import images, recordings, standardized
+from vla_jax.data import images, passing, recordings, standardized
 
 HELD = 2**28  # bytes of decoded pictures in memory at a time, about
 STEPS = "steps/"
@@ -48,8 +48,20 @@ class Part:
 
 @functools.lru_cache(maxsize=8)
 def source(job: Job, split: str | None) -> recordings.Raw:
-    """The episodes of a split as recorded, or as the job's standardizer has them."""
-    return standardized.opened(job.path, split, job.standardizer, job.bad_episodes)
+    """The episodes of a split as recorded, or as the job's standardizer has them.
+
+    UserError where a fault that may pass has left some out: what is written would lack them.
+    """
+    found = standardized.opened(job.path, split, job.standardizer, job.bad_episodes)
+    for text in getattr(found, "skipped", ()):
+        if isinstance(text, passing.Passing):
+            raise plugin.UserError(f"{text}; this may pass: give the same command again")
+    return found
+
+
+def is_left_out(job: Job, error: plugin.UserError) -> bool:
+    """Whether an episode that could not be read is skipped; one whose fault may pass never is."""
+    return job.bad_episodes != "error" and not passing.passes(error)
 
 
 def chosen(job: Job, raw: recordings.Raw) -> dict[str, Mapping]:
@@ -78,8 +90,8 @@ def first(job: Job, raw: recordings.Raw, names: list[str]) -> tuple[int, dict]:
             for name in names:
                 held(f"{job.path}: episode {raw.ids()[index]}", found, name)
             return index, found
-        except plugin.UserError:
-            if job.bad_episodes == "error":
+        except plugin.UserError as error:
+            if not is_left_out(job, error):
                 raise
     raise plugin.UserError(f"{job.path}: {len(raw)} episodes, none that can be read")
 

@@ -124,7 +124,7 @@ def kept(path: str, make) -> tuple[dict, dict]:
         return _load(path, os.stat(path).st_mtime_ns)
     except (FileNotFoundError, plugin.UserError):
         arrays, about = make()
-        if about["passing"]:
+        if about.get("passing"):  # not of what else is kept so
             print(
                 f"The table {path} is not kept, the next start reads all episodes again: "
                 f"{len(about['passing'])} faults that may pass left some out, the first: "

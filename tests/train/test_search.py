@@ -12,7 +12,7 @@ from vla_jax import config as config_lib
 from vla_jax import plugin
 from vla_jax.cli import main
 from vla_jax.parallel import chips
-from vla_jax.train import bounds, plan, search, smoke
+from vla_jax.train import bounds, feed, plan, search, smoke
 
 GIVEN = config_lib.MeshConfig()
 
@@ -186,7 +186,7 @@ def test_a_row_is_the_plan_of_its_flags_and_above_its_bound(config, axes, remat)
     figures = plan.make(bounds.changed(config, mesh, remat, 2), chip, devices)
     parts = ("parameter_bytes", "optimizer_bytes", "ema_bytes")
     assert bound.state_bytes == sum(figures[part] for part in parts)
-    assert bound.held_bytes == bound.state_bytes + figures["batch_bytes"]
+    assert bound.held_bytes == bound.state_bytes + (1 + feed.AHEAD) * figures["batch_bytes"]
     assert bound.kept_bytes < figures["temporary_bytes"]
     assert bound.program_bytes < figures["program_bytes"]
     assert bound.least_s <= figures["step_lower_bound_s"] * search.ROUNDING

@@ -11,6 +11,14 @@ from tests.data.test_convert import run
 from vla_jax import plugin
 from vla_jax.data import recordings
 
+ROW = dict(
+    embodiment="arm",
+    action_space="xyz_gripper",
+    views={"primary": "observation/images/primary"},
+    action="action",
+    language="language_instruction",
+)
+
 
 def test_a_row_that_keeps_every_third_step_has_a_third_of_the_rate(tmp_path):
     path = lerobot_sets.write_v21(tmp_path / "old", kind="image")  # at 10 Hz, as info.json says
@@ -35,15 +43,7 @@ def test_a_row_that_keeps_every_third_step_has_a_third_of_the_rate(tmp_path):
 
 def test_the_rate_asked_for_is_the_recorded_one(tmp_path):
     path = write_folder(tmp_path / "old", [episode(i) for i in range(2)])  # says no rate
-    row = dict(
-        embodiment="arm",
-        action_space="xyz_gripper",
-        views={"primary": "observation/images/primary"},
-        action="action",
-        language="language_instruction",
-        stride=3,
-    )
-    (tmp_path / "rows.py").write_text(f"ROWS = {dict(sparse=row)!r}\n")
+    (tmp_path / "rows.py").write_text(f"ROWS = {dict(sparse=ROW | dict(stride=3))!r}\n")
     given = dict(standardizer=f"{tmp_path}/rows.py:sparse", pictures="png", control_hz=12.0)
     run(path, tmp_path / "sparse", to="lerobot", **given)
     assert recordings.raw(tmp_path / "sparse").fps == 4
@@ -56,14 +56,7 @@ def test_rlds_metadata_s_rate_is_divided_by_the_stride(tmp_path, rlds):
     metadata = described["featuresDict"]["features"]["episode_metadata"]
     metadata["featuresDict"]["features"]["control_hz"] = leaf("tensor", ())
     (path / "features.json").write_text(json.dumps(described))
-    row = dict(
-        embodiment="arm",
-        action_space="xyz_gripper",
-        views={"primary": "observation/images/primary"},
-        action="action",
-        language="language_instruction",
-    )
     for stride, hz in ((1, 20.0), (4, 5.0)):
-        standardizer = dict(type="rows", row=row, stride=stride)
+        standardizer = dict(type="rows", row=ROW, stride=stride)
         table, _ = recordings.recorded(path, standardizer=standardizer)
         assert list(table.metadata["control_hz"]) == [hz, hz]

@@ -121,6 +121,29 @@ with processes.together():
 """
 
 
+def ends(
+    program: str, words: dict[int, tuple], limit: float, host: str = "127.0.0.1"
+) -> tuple[list, list]:
+    """(exit codes, stderr) of processes of two, each by itself as on hosts of its own.
+
+    `words`: number of a process -> its arguments; who is not named is not begun. `limit`: seconds
+    for each to end.
+    """
+    address, started = f"{host}:{local.free_port()}", []
+    try:
+        for number, given in words.items():
+            environment = local.environment(address, 2, number, 1) | {"PYTHONPATH": str(PROJECT)}
+            command = [sys.executable, "-c", program, *given]
+            started.append(
+                subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+        said = [process.communicate(timeout=limit)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], said
+
+
 @pytest.mark.parametrize(
     "victim, way, code",
     [
@@ -138,20 +161,8 @@ with processes.together():
 )
 def test_who_is_left_ends_with_the_code_of_who_failed(victim, way, code):
     """Each by itself: what a launcher over several hosts sees of them."""
-    address = f"127.0.0.1:{local.free_port()}"
-    started = []
-    for number in range(2):
-        environment = local.environment(address, 2, number, 1) | {"PYTHONPATH": str(PROJECT)}
-        command = [sys.executable, "-c", ENDING, str(number), str(victim), way]
-        started.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    try:
-        said = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    codes = [process.returncode for process in started]
+    words = {number: (str(number), str(victim), way) for number in range(2)}
+    codes, said = ends(ENDING, words, 120)
     assert codes[1 - victim] == code, said
     assert codes[victim] == (-signal.SIGKILL if way == "killed" else code), said
     assert f"vla: process {victim} (" in said[1 - victim]
@@ -182,21 +193,11 @@ with processes.together():
 )
 def test_who_joins_nobody_is_begun_again(number, host, way, expected):
     """Alone of two; "mute": both have come, but process 0 never says where it is watched."""
-    address, started = f"{host}:{local.free_port()}", []
-    for each in range(2) if number is None else [number]:
-        environment = local.environment(address, 2, each, 1) | {"PYTHONPATH": str(PROJECT)}
-        command = [sys.executable, "-c", ALONE, way]
-        started.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    try:
-        said = [process.communicate(timeout=60)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    words = dict.fromkeys(range(2) if number is None else [number], (way,))
+    codes, said = ends(ALONE, words, 60, host)
     # jax aborts the other when process 0 has ended; launchers count that alike.
-    assert started[0].returncode == watch.LOST, said
-    assert all(p.returncode in (watch.LOST, -signal.SIGABRT) for p in started)
+    assert codes[0] == watch.LOST, said
+    assert all(code in (watch.LOST, -signal.SIGABRT) for code in codes)
     assert expected in said[0] and f"(exit code {watch.LOST})" in said[0]
     assert "Traceback" not in said[0] and "Check failure" not in said[0]
 
@@ -293,22 +294,10 @@ with processes.together():
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["hangs", "stopped", "waits"])
 def test_who_hangs_is_named_and_all_end(way):
-    address, started = f"127.0.0.1:{local.free_port()}", []
-    for number in range(2):
-        environment = local.environment(address, 2, number, 1) | {"PYTHONPATH": str(PROJECT)}
-        command = [sys.executable, "-c", HANGING, str(number), way]
-        started.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    try:
-        said = [process.communicate(timeout=90)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    codes = [process.returncode for process in started]
+    codes, said = ends(HANGING, {number: (str(number), way) for number in range(2)}, 90)
     # jax aborts the other when process 0, its coordinator, has ended: launchers count that alike.
-    ends = [-signal.SIGKILL] if way == "stopped" else [watch.LOST, -signal.SIGABRT]
-    assert codes[0] == watch.LOST and codes[1] in ends, said
+    allowed = [-signal.SIGKILL] if way == "stopped" else [watch.LOST, -signal.SIGABRT]
+    assert codes[0] == watch.LOST and codes[1] in allowed, said
     assert way != "hangs" or '"<string>", line' in said[1]  # where it stands
     words = dict(
         hangs="config.patience), at the rows of train_step 3",

@@ -225,7 +225,7 @@ def _first_shard(folder: _rlds_folder.Folder) -> str | None:
 
 def _default_split(folder: _rlds_folder.Folder) -> str:
     full = [name for name, shards in folder.splits.items() if sum(n for _, n in shards)]
-    return "train" if "train" in full else next(iter(full), "train")
+    return recordings.default_split(full)
 
 
 def _llava(path: str) -> dict:

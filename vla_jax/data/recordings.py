@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Protocol
 
@@ -74,6 +74,12 @@ def source_type(path: str | os.PathLike) -> str:
             f"{path}: looks like {' and '.join(found)} at once; name the folder of one of them"
         )
     raise plugin.UserError(_nothing(str(path)))
+
+
+def default_split(names: Iterable[str]) -> str:
+    """The split that is taken where none is named: `train`, or the first there is."""
+    names = list(names)
+    return "train" if "train" in names else next(iter(names), "train")
 
 
 def raw(path: str | os.PathLike, split: str | None = None, bad_episodes: str = "error") -> Raw:

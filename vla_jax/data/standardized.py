@@ -45,7 +45,7 @@ class Standardized:
         spec = recordings.standardizer(standardizer)
         self.made_by = _made_by(path, spec)
         self.splits = recordings.raw(path, None, bad_episodes).splits
-        split = split or ("train" if "train" in self.splits else next(iter(self.splits), "train"))
+        split = split or recordings.default_split(self.splits)
         how = dict(standardizer=spec, split=split, bad_samples=bad_episodes)
         table, self._read = recordings.recorded(path, **how)
         self._table, self.name, self.skipped = table, table.name, table.skipped

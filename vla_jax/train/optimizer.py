@@ -61,9 +61,8 @@ def make(
     Adafactor (Shazeer & Stern 2018) is used as in big_vision (Zhai et al. 2022): the second moment
     of large matrices is factored, momentum is kept in bfloat16, the step is not scaled by the
     parameter's size. Muon: train/muon.py. With `config.skip` updates take the `loss` too, see
-    `skipping`. UserError for a row of
-    `config.groups` that matches no parameter, an unknown factor, or values per layer that do not
-    fit the leading axis.
+    `skipping`. UserError for a row of `config.groups` that matches no parameter, an unknown factor,
+    or values per layer that do not fit the leading axis.
     """
     trees.check_rows("config.optimizer.groups", _typed_by_user(config), variables)
     shapes = dict(trees.items(variables))

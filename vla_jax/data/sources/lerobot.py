@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_jax import plugin
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import looks, robot
+from vla_jax.data import looks, recordings, robot
 from vla_jax.data.sources import (
     _lerobot_columns,
     _lerobot_folder,
@@ -151,5 +151,5 @@ def raw(path: str, split: str | None = None, bad_episodes: str = "error") -> _le
     del bad_episodes
     folder = _lerobot_folder.open_folder(path)
     if split is None:
-        split = "train" if "train" in folder.splits else next(iter(folder.splits), "train")
+        split = recordings.default_split(folder.splits)
     return _lerobot_raw.Raw(folder, folder.split(split))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vla_jax.data import episodes as episodes_lib
-from vla_jax.data import looks, robot
+from vla_jax.data import looks, recordings, robot
 from vla_jax.data.sources import _files, _index_build, _rlds_folder, _rlds_raw, _rlds_table
 from vla_jax.types import SourceContext
 
@@ -66,8 +66,7 @@ def raw(path: _files.Path, split: str | None = None, bad_episodes: str = "error"
     """
     del bad_episodes
     if split is None:
-        splits = _rlds_folder.open_folder(path).splits
-        split = "train" if "train" in splits else next(iter(splits), "train")
+        split = recordings.default_split(_rlds_folder.open_folder(path).splits)
     return _rlds_raw.Raw(path, split)
 
 
